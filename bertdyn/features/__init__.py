@@ -1,0 +1,1 @@
+"""Activations on disk: the store, and extraction into it."""

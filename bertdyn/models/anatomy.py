@@ -1,0 +1,227 @@
+"""Where each family keeps its embeddings, layers, heads and feed-forward parts.
+
+This is the only module that knows how a model family is built. Everything else asks for an
+`Anatomy` and speaks of components: `word_embeddings`, `query`, `ffn_in`, `head`, … To add a
+family, write one small function that returns its `Anatomy` and enter it in `FAMILIES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from bertdyn.errors import InputError
+
+EMBEDDING_COMPONENTS = (
+    "word_embeddings",
+    "position_embeddings",
+    "token_type_embeddings",
+    "embeddings_norm",
+    "embeddings_projection",
+)
+LAYER_COMPONENTS = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "attention_norm",
+    "ffn_in",
+    "ffn_out",
+    "ffn_norm",
+)
+COMPONENTS = (*EMBEDDING_COMPONENTS, *LAYER_COMPONENTS, "pooler", "head", "other")
+
+
+class Place(NamedTuple):
+    """Where a parameter belongs."""
+
+    component: str
+    """One of `COMPONENTS`."""
+    layer: int | None
+    """1..L for encoder layers, None outside them; a shared layer has the number of its first use."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The modules of one encoder by the names that the field gives them."""
+
+    embeddings: dict[str, nn.Module]
+    """Component name → module, before the first layer; only components that the family has."""
+    layers: list[dict[str, nn.Module]]
+    """One entry per *physical* layer: component name → module. ALBERT shares one entry."""
+    depth: int
+    """Number of layers in the forward pass, L; larger than `len(layers)` where layers are shared."""
+    pooler: list[nn.Module] = field(default_factory=list)
+    """The modules between the last layer and the head, where the encoder itself has them."""
+
+    @property
+    def shares_layers(self) -> bool:
+        return len(self.layers) < self.depth
+
+
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
+    """The anatomy of `model`, with or without a task head.
+
+    Raises
+    ------
+    InputError
+        If the family is not one of `FAMILIES`.
+    """
+    check_family(model.config)
+    return FAMILIES[model.config.model_type](model.base_model)
+
+
+def check_family(config: PretrainedConfig) -> None:
+    """Raise `InputError` unless the family of `config` is known here."""
+    if config.model_type not in FAMILIES:
+        raise InputError(
+            f"model family {config.model_type!r} is not supported: accepted are {', '.join(sorted(FAMILIES))}"
+        )
+
+
+def places(model: PreTrainedModel) -> dict[str, Place]:
+    """Parameter name → `Place`, for every parameter of `model`.
+
+    Parameters of the encoder that no table names (an embedding variant's own weights) are `other`;
+    everything outside the encoder is `head`.
+    """
+    anatomy = anatomy_of(model)
+    known: dict[int, Place] = {}
+    for component, module in anatomy.embeddings.items():
+        known |= {id(p): Place(component, None) for p in module.parameters()}
+    for number, layer in enumerate(anatomy.layers, start=1):
+        for component, module in layer.items():
+            known |= {id(p): Place(component, number) for p in module.parameters()}
+    for module in anatomy.pooler:
+        known |= {id(p): Place("pooler", None) for p in module.parameters()}
+    inside = {id(p) for p in model.base_model.parameters()} if model.base_model is not model else None
+    return {
+        name: known.get(id(p), Place("other" if inside is None or id(p) in inside else "head", None))
+        for name, p in model.named_parameters()
+    }
+
+
+def max_length(config: PretrainedConfig) -> int:
+    """The longest input, in tokens with special ones, that the position embeddings allow."""
+    # RoBERTa counts positions from padding_idx + 1, so that many rows of its table are never used.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "camembert") else 0
+    return config.max_position_embeddings - offset
+
+
+def _bert(encoder: nn.Module) -> Anatomy:
+    embeddings = encoder.embeddings
+    return Anatomy(
+        embeddings={
+            "word_embeddings": embeddings.word_embeddings,
+            "position_embeddings": embeddings.position_embeddings,
+            "token_type_embeddings": embeddings.token_type_embeddings,
+            "embeddings_norm": embeddings.LayerNorm,
+        },
+        layers=[
+            {
+                "query": layer.attention.self.query,
+                "key": layer.attention.self.key,
+                "value": layer.attention.self.value,
+                "attention_output": layer.attention.output.dense,
+                "attention_norm": layer.attention.output.LayerNorm,
+                "ffn_in": layer.intermediate.dense,
+                "ffn_out": layer.output.dense,
+                "ffn_norm": layer.output.LayerNorm,
+            }
+            for layer in encoder.encoder.layer
+        ],
+        depth=encoder.config.num_hidden_layers,
+        pooler=[encoder.pooler] if encoder.pooler is not None else [],
+    )
+
+
+def _distilbert(encoder: nn.Module) -> Anatomy:
+    embeddings = encoder.embeddings
+    return Anatomy(
+        embeddings={
+            "word_embeddings": embeddings.word_embeddings,
+            "position_embeddings": embeddings.position_embeddings,
+            "embeddings_norm": embeddings.LayerNorm,
+        },
+        layers=[
+            {
+                "query": layer.attention.q_lin,
+                "key": layer.attention.k_lin,
+                "value": layer.attention.v_lin,
+                "attention_output": layer.attention.out_lin,
+                "attention_norm": layer.sa_layer_norm,
+                "ffn_in": layer.ffn.lin1,
+                "ffn_out": layer.ffn.lin2,
+                "ffn_norm": layer.output_layer_norm,
+            }
+            for layer in encoder.transformer.layer
+        ],
+        depth=encoder.config.num_hidden_layers,
+    )
+
+
+def _albert(encoder: nn.Module) -> Anatomy:
+    embeddings = encoder.embeddings
+    return Anatomy(
+        embeddings={
+            "word_embeddings": embeddings.word_embeddings,
+            "position_embeddings": embeddings.position_embeddings,
+            "token_type_embeddings": embeddings.token_type_embeddings,
+            "embeddings_norm": embeddings.LayerNorm,
+            "embeddings_projection": encoder.encoder.embedding_hidden_mapping_in,
+        },
+        layers=[
+            {
+                "query": layer.attention.query,
+                "key": layer.attention.key,
+                "value": layer.attention.value,
+                "attention_output": layer.attention.dense,
+                "attention_norm": layer.attention.LayerNorm,
+                "ffn_in": layer.ffn,
+                "ffn_out": layer.ffn_output,
+                "ffn_norm": layer.full_layer_layer_norm,
+            }
+            for group in encoder.encoder.albert_layer_groups
+            for layer in group.albert_layers
+        ],
+        depth=encoder.config.num_hidden_layers,
+        pooler=[encoder.pooler] if encoder.pooler is not None else [],
+    )
+
+
+def _flaubert(encoder: nn.Module) -> Anatomy:
+    return Anatomy(
+        embeddings={
+            "word_embeddings": encoder.embeddings,
+            "position_embeddings": encoder.position_embeddings,
+            "embeddings_norm": encoder.layer_norm_emb,
+        },
+        layers=[
+            {
+                "query": attention.q_lin,
+                "key": attention.k_lin,
+                "value": attention.v_lin,
+                "attention_output": attention.out_lin,
+                "attention_norm": attention_norm,
+                "ffn_in": ffn.lin1,
+                "ffn_out": ffn.lin2,
+                "ffn_norm": ffn_norm,
+            }
+            for attention, attention_norm, ffn, ffn_norm in zip(
+                encoder.attentions, encoder.layer_norm1, encoder.ffns, encoder.layer_norm2, strict=True
+            )
+        ],
+        depth=encoder.config.n_layers,
+    )
+
+
+FAMILIES: dict[str, Callable[[nn.Module], Anatomy]] = {
+    "bert": _bert,
+    "roberta": _bert,
+    "camembert": _bert,
+    "distilbert": _distilbert,
+    "albert": _albert,
+    "flaubert": _flaubert,
+}

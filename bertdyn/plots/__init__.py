@@ -1,0 +1,1 @@
+"""Every figure, from a table to a matplotlib Figure."""

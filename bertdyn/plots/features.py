@@ -1,0 +1,62 @@
+"""Figures of pooled features: PCA by layer and epoch in one fixed basis per layer."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bertdyn.geometry.pca import FixedBasis
+from bertdyn.plots.style import COLORS, new_figure
+
+MAX_CELLS_ACROSS = 8
+MAX_POINTS = 500
+
+
+def pca_grid(
+    bases: Mapping[int, FixedBasis], states: Sequence[str], labels: np.ndarray, label_names: Sequence[str], title: str
+) -> Figure:
+    """Layers down, states across; colours are classes; each row has one basis and one scale.
+
+    Parameters
+    ----------
+    bases
+        Layer → projections of all `states`.
+    labels
+        [rows], class ids.
+    """
+    layers = _spread(sorted(bases), MAX_CELLS_ACROSS)
+    shown = _spread(range(len(states)), MAX_CELLS_ACROSS)
+    figure = new_figure(1.3 + 1.55 * len(shown), 1.3 + 1.45 * len(layers), title)
+    grid = figure.subplots(len(layers), len(shown), squeeze=False, sharex="row", sharey="row")
+    stride = max(1, len(labels) // MAX_POINTS)
+    for i, layer in enumerate(layers):
+        for j, state in enumerate(shown):
+            axes = grid[i, j]
+            points = bases[layer].projections[state]
+            for label, name in enumerate(label_names):
+                chosen = points[labels == label][::stride]
+                axes.scatter(
+                    chosen[:, 0], chosen[:, 1], s=3, alpha=0.6, color=COLORS[label % len(COLORS)], label=name, linewidths=0
+                )
+            axes.set_xticks([])
+            axes.set_yticks([])
+            share = bases[layer].explained[state].sum()
+            axes.text(0.03, 0.03, f"{share:.0%}", transform=axes.transAxes, fontsize=7, color="#444444")
+            if i == 0:
+                axes.set_title(states[state].replace("_", " "), fontsize=9)
+            if j == 0:
+                axes.set_ylabel(f"layer {layer}", fontsize=9)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([24])  # type: ignore[union-attr]
+        handle.set_alpha(1)  # type: ignore[union-attr]
+    return figure
+
+
+def _spread(values: Sequence[int], most: int) -> list[int]:
+    """At most `most` of `values`, evenly spread, the first and the last among them."""
+    values = list(values)
+    if len(values) <= most:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]

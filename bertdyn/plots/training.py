@@ -1,0 +1,138 @@
+"""Figures of one training: curves, dynamics by layer and epoch, confusion matrix."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from bertdyn.plots.style import COLORS, SEQUENTIAL, epoch_axis, new_figure, tidy
+
+
+def training_curves(history: pd.DataFrame, baselines: Mapping[str, float], best: int, title: str) -> Figure:
+    """Loss and accuracy by epoch.
+
+    Parameters
+    ----------
+    history
+        One row an epoch: epoch, train/loss, eval/loss, eval/accuracy, eval/macro_f1.
+    baselines
+        Name → validation accuracy, drawn as horizontal lines.
+    best
+        The selected epoch.
+    """
+    figure = new_figure(9, 3.6, title)
+    left, right = figure.subplots(1, 2)
+    epochs = history["epoch"].tolist()
+    for key, name, color in (("train/loss", "train (mean over the epoch)", 0), ("eval/loss", "validation", 1)):
+        if key in history:
+            left.plot(epochs, history[key], "o-", color=COLORS[color], label=name, markersize=4)
+    tidy(left, "Loss", "epoch (0 = before training)", "cross-entropy (nats)")
+    for key, name, color in (("eval/accuracy", "accuracy", 1), ("eval/macro_f1", "macro F1", 2)):
+        right.plot(epochs, history[key], "o-", color=COLORS[color], label=name, markersize=4)
+    for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
+        right.axhline(value, color=COLORS[7], linestyle=style, linewidth=1, label=f"baseline: {name}")
+    right.axvline(best, color=COLORS[7], linewidth=0.8, alpha=0.6, label="best epoch")
+    tidy(right, "Validation score", "epoch (0 = before training)", "share")
+    for axes in (left, right):
+        epoch_axis(axes, epochs)
+        axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def dynamics_heatmaps(groups: pd.DataFrame, title: str) -> Figure:
+    """Layer × epoch: distance from the start, relative update, gradient norm, change of the norm.
+
+    `groups` is the output of `bertdyn.training.dynamics.by_group`.
+    """
+    order = _group_order(groups["group"].unique())
+    start = groups[groups["epoch"] == 0].set_index("group")["norm"]
+    groups = groups.assign(norm_change=groups["norm"] / groups["group"].map(start) - 1)
+    panels = (
+        ("distance_from_init", "Distance from the start, ‖W − W₀‖", True),
+        ("relative_update", "Relative update in the epoch, ‖ΔW‖ / ‖W‖", True),
+        ("grad_norm_rms", "Gradient norm (root mean square)", True),
+        ("norm_change", "Change of the weight norm since epoch 0", False),
+    )
+    trained = groups[groups["epoch"] > 0]
+    epochs = sorted(trained["epoch"].unique())
+    figure = new_figure(11, 1.6 + 0.26 * 2 * len(order), title)
+    for axes, (column, name, logarithmic) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        table = trained.pivot(index="group", columns="epoch", values=column).reindex(index=order, columns=epochs)
+        values = table.to_numpy(dtype=float)
+        image = axes.imshow(values, aspect="auto", cmap=SEQUENTIAL, norm=_norm(values, logarithmic))
+        axes.set_title(name, fontsize=10)
+        axes.set_yticks(range(len(order)), order, fontsize=8)
+        stride = -(-len(epochs) // 10)
+        axes.set_xticks(range(0, len(epochs), stride), epochs[::stride])
+        axes.set_xlabel("epoch")
+        figure.colorbar(image, ax=axes, format="%.1e" if logarithmic else "%.2g")
+    return figure
+
+
+def component_curves(rows: pd.DataFrame, title: str) -> Figure:
+    """Distance from the start and gradient norm by epoch, one line a kind of component.
+
+    `rows` is `bertdyn.training.dynamics.Dynamics.table`; tensors of one component are combined over layers.
+    """
+    columns = (
+        ("distance_from_init", "Distance from the start, ‖W − W₀‖"),
+        ("grad_norm_rms", "Gradient norm (root mean square)"),
+    )
+    squares = (rows[[c for c, _ in columns]] ** 2).groupby([rows["component"], rows["epoch"]]).sum(min_count=1) ** 0.5
+    figure = new_figure(11, 4.6, title)
+    components = sorted(rows["component"].unique())
+    epochs = sorted(rows["epoch"].unique())
+    for axes, (column, name) in zip(figure.subplots(1, 2), columns, strict=True):
+        for i, component in enumerate(components):
+            series = squares.loc[component, column].dropna()
+            axes.plot(
+                series.index,
+                series.where(series > 0),
+                "o" if i < len(COLORS) else "s",
+                linestyle="-" if i < len(COLORS) else "--",
+                color=COLORS[i % len(COLORS)],
+                label=component.replace("_", " "),
+                markersize=3,
+            )
+        tidy(axes, name, "epoch", "Frobenius norm, all layers")
+        axes.set_yscale("log")
+        epoch_axis(axes, epochs)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def confusion_figure(confusion: pd.DataFrame, label_names: Sequence[str], title: str) -> Figure:
+    """Counts by true and predicted class, coloured by the share of the true class.
+
+    `confusion` has the columns true, predicted, count.
+    """
+    counts = confusion.pivot(index="true", columns="predicted", values="count").loc[label_names, label_names]
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    size = 2.2 + 0.62 * len(label_names)
+    figure = new_figure(size + 1.4, size, title)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1)
+    for i in range(len(label_names)):
+        for j in range(len(label_names)):
+            color = "black" if shares.iat[i, j] > 0.5 else "white"
+            axes.text(j, i, f"{counts.iat[i, j]}\n{shares.iat[i, j]:.0%}", ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(label_names)), label_names, rotation=30, ha="right")
+    axes.set_yticks(range(len(label_names)), label_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    return figure
+
+
+def _group_order(groups: Sequence[str]) -> list[str]:
+    layers = sorted(g for g in groups if g.startswith("layer_"))
+    return [g for g in ("embeddings", *layers, "pooler", "head") if g in groups]
+
+
+def _norm(values: np.ndarray, logarithmic: bool) -> Normalize:
+    positive = values[np.isfinite(values) & (values > 0)]
+    if logarithmic and positive.size and positive.min() < positive.max():
+        return LogNorm(positive.min(), positive.max())
+    return Normalize()

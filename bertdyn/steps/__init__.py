@@ -1,0 +1,1 @@
+"""One function a step: the public API, used by entrypoints, sweeps and notebooks."""

@@ -1,0 +1,62 @@
+"""The options of each step; every field is a flag of its command."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from transformers.hf_argparser import HfArg
+
+from bertdyn.data.config import DataConfig
+from bertdyn.errors import InputError
+from bertdyn.models.config import ModelConfig
+from bertdyn.training.config import TrainingConfig
+
+
+@dataclass
+class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
+    """All options of fine-tuning."""
+
+    seeds: Optional[str] = HfArg(
+        default=None, help="'0,1,2': one child run a seed, and their mean with a 95 percent interval."
+    )
+    store_features: bool = HfArg(
+        default=True, help="Store pooled features of the probe part after every epoch (first token and mean)."
+    )
+    store_attention: bool = HfArg(
+        default=False, help="Store the first token's attention too, averaged over heads (slower: eager attention)."
+    )
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-fine-tune.")
+    register_as: Optional[str] = HfArg(
+        default=None, help="Register the best model: '<name>' or '<name>@<alias>'; loads as models:/<name>@<alias>."
+    )
+    resume_run_id: Optional[str] = HfArg(
+        default=None, help="Go on with this interrupted run; all other options are taken from it."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seed_list()
+        if self.store_attention and not self.store_features:
+            raise InputError("--store_attention true needs --store_features true")
+        if self.early_stopping_patience and self.early_stopping_patience >= self.num_train_epochs:
+            raise InputError(
+                f"--early_stopping_patience {self.early_stopping_patience}: accepted are values below "
+                f"--num_train_epochs {self.num_train_epochs}"
+            )
+
+    def seed_list(self) -> list[int]:
+        """The seeds of `--seeds`; empty without it."""
+        if not self.seeds:
+            return []
+        try:
+            seeds = [int(seed) for seed in self.seeds.split(",")]
+        except ValueError:
+            seeds = []
+        if len(set(seeds)) < 2 or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise InputError(f"--seeds {self.seeds!r}: accepted are at least two different whole numbers: '0,1,2'")
+        return seeds
+
+    def default_run_name(self, seed: int) -> str:
+        """`sst2-minilm-s0-fine-tune`"""
+        dataset, model = (name.rstrip("/").split("/")[-1] for name in (self.dataset, self.model_name_or_path))
+        scratch = "-scratch" if self.from_scratch else ""
+        return f"{dataset}-{model}{scratch}-s{seed}-fine-tune"

@@ -1,0 +1,70 @@
+"""How to train: the optimiser, its schedule, precision, seeds, and what is kept."""
+
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
+
+from bertdyn.errors import InputError
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULERS = ("linear", "cosine", "constant")
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass
+class TrainingConfig:
+    """Everything that decides the course of a training, apart from model and data."""
+
+    num_train_epochs: int = HfArg(default=3, help="Passes over the train part.")
+    per_device_train_batch_size: int = HfArg(default=32, help="Examples a step on each device.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="Examples a step in evaluation and feature passes.")
+    gradient_accumulation_steps: int = HfArg(default=1, help="Batches summed up before one update.")
+    optimizer: str = HfArg(default="adamw", help="adamw, or sgd (with --momentum).")
+    learning_rate: float = HfArg(default=5e-5, help="The peak learning rate.")
+    weight_decay: float = HfArg(default=0.01, help="Decoupled decay of all weights but biases and LayerNorms.")
+    momentum: float = HfArg(default=0.9, help="Momentum of sgd.")
+    lr_scheduler_type: str = HfArg(default="linear", help="linear, cosine or constant, after the warm-up.")
+    warmup_ratio: float = HfArg(default=0.1, help="Share of all updates in which the learning rate rises from 0.")
+    max_grad_norm: float = HfArg(default=1.0, help="Gradients are clipped to this global norm; 0: no clipping.")
+    mixed_precision: str = HfArg(default="no", help="no (float32), bf16 or fp16; weights stay float32.")
+    seed: int = HfArg(default=0, help="Seed of the new weights, the order of batches and dropout.")
+    early_stopping_patience: int = HfArg(
+        default=0, help="Stop after so many epochs without a better validation score; 0: never."
+    )
+    keep_checkpoints: int = HfArg(
+        default=-1,
+        help="How many of the newest epochs' checkpoints stay, besides epoch_000 and the best; -1: all.",
+    )
+    log_spaced_checkpoints: bool = HfArg(
+        default=False, help="Also keep the model after 1, 2, 4, 8, … updates (checkpoints/step_000004)."
+    )
+
+    def __post_init__(self) -> None:
+        for name, accepted in (
+            ("optimizer", OPTIMIZERS),
+            ("lr_scheduler_type", SCHEDULERS),
+            ("mixed_precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"--{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
+        for name, least in (
+            ("num_train_epochs", 1),
+            ("per_device_train_batch_size", 1),
+            ("per_device_eval_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("weight_decay", 0),
+            ("momentum", 0),
+            ("max_grad_norm", 0),
+            ("seed", 0),
+            ("early_stopping_patience", 0),
+            ("keep_checkpoints", -1),
+        ):
+            if not getattr(self, name) >= least:
+                raise InputError(f"--{name} {getattr(self, name)}: accepted are values from {least}")
+        if not self.learning_rate > 0:
+            raise InputError(f"--learning_rate {self.learning_rate}: accepted are values above 0")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise InputError(f"--warmup_ratio {self.warmup_ratio}: accepted are values from 0 to 1")
+        parent = getattr(super(), "__post_init__", None)
+        if parent:
+            parent()

@@ -1,0 +1,146 @@
+"""What training does to every parameter tensor, epoch by epoch.
+
+For each tensor: Frobenius norm, share of exact zeros, distance from the initial weights, relative
+update (‖W_e - W_{e-1}‖ / ‖W_{e-1}‖), and mean, maximum and root mean square of the gradient's norm
+over *all* updates of the epoch, before clipping. (System 0 looked at the first batch only.)
+Gradient norms are accumulated on the device: nothing is synchronised until the epoch ends, and
+the norms themselves are those that clipping needs anyway.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bertdyn.models.anatomy import places
+from bertdyn.training.loop import Listener, Progress
+
+MAX_LAYERS_AS_SCALARS = 24
+
+
+class Dynamics(Listener):
+    """Fills `table`, one row per epoch and parameter tensor, and adds group scalars to the metrics.
+
+    Parameters
+    ----------
+    model
+        The model without any wrapper, on its device.
+    initial
+        Parameter name → the weights of epoch 0; None takes those of `model` now.
+    table
+        Rows of earlier epochs, when a run is resumed.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, initial: Mapping[str, Tensor] | None = None, table: pd.DataFrame | None = None
+    ) -> None:
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = [p for _, p in model.named_parameters()]
+        self.places = places(model)
+        self.initial = [
+            p.detach().clone() if initial is None else initial[name].to(p.device)
+            for name, p in model.named_parameters()
+        ]
+        self.table = table if table is not None else pd.DataFrame()
+        self.previous: list[Tensor] = self.initial
+        self._reset()
+
+    def _reset(self) -> None:
+        device = self.parameters[0].device
+        self.updates = torch.zeros((), device=device)
+        self.sum, self.sum_of_squares, self.max = torch.zeros(3, len(self.parameters), device=device).unbind()
+
+    def on_epoch_start(self, progress: Progress) -> None:
+        self._reset()
+        self.previous = [p.detach().clone() for p in self.parameters]
+
+    def on_gradients(self, progress: Progress, norms: Tensor) -> None:
+        finite = norms.isfinite().all()  # float16 gradients that overflowed lead to no update
+        norms = torch.where(finite, norms, 0.0)
+        self.updates += finite
+        self.sum += norms
+        self.sum_of_squares += norms**2
+        self.max = torch.maximum(self.max, norms)
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        rows = self._rows(progress.epoch)
+        self.table = pd.concat([self.table, rows], ignore_index=True) if len(self.table) else rows
+        progress.metrics.update(scalars(rows))
+
+    @torch.no_grad()
+    def _rows(self, epoch: int) -> pd.DataFrame:
+        weights = [p.detach() for p in self.parameters]
+        measured = torch.stack(
+            [
+                torch.stack(torch._foreach_norm(weights)).float(),
+                torch.stack([(w == 0).float().mean() for w in weights]),
+                torch.stack([torch.linalg.vector_norm(w - i) for w, i in zip(weights, self.initial, strict=True)]),
+                torch.stack([torch.linalg.vector_norm(w - p) for w, p in zip(weights, self.previous, strict=True)]),
+                torch.stack(torch._foreach_norm(self.previous)).float(),
+                self.sum / self.updates,
+                self.max,
+                (self.sum_of_squares / self.updates).sqrt(),
+            ]
+        ).cpu()
+        norm, sparsity, distance, update, previous_norm, mean, maximum, rms = measured.double().numpy()
+        if epoch == 0:  # nothing was updated yet
+            update, mean, maximum, rms = np.full((4, len(weights)), np.nan)
+        return pd.DataFrame(
+            {
+                "epoch": epoch,
+                "parameter": self.names,
+                "component": [self.places[name].component for name in self.names],
+                "layer": pd.array([self.places[name].layer for name in self.names], dtype="Int64"),
+                "num_elements": [w.numel() for w in weights],
+                "trainable": [p.requires_grad for p in self.parameters],
+                "norm": norm,
+                "sparsity": sparsity,
+                "distance_from_init": distance,
+                "update_norm": update,
+                "relative_update": update / np.where(previous_norm > 0, previous_norm, np.nan),
+                "previous_norm": previous_norm,
+                "grad_norm_mean": mean,
+                "grad_norm_max": maximum,
+                "grad_norm_rms": rms,
+            }
+        )
+
+
+def by_group(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `Dynamics.table` → one row per epoch and group, with the group's own norms.
+
+    Groups are `embeddings`, `layer_01` …, `pooler`, `head`. Norms of tensors combine as the root of
+    the sum of squares, which is exact for `norm`, `distance_from_init`, `relative_update` and the
+    root mean square of the gradient's norm (`grad_norm_rms`), and for nothing else.
+    """
+    rows = rows.assign(group=[_group(c, layer) for c, layer in zip(rows["component"], rows["layer"], strict=True)])
+    squared = ["norm", "distance_from_init", "update_norm", "previous_norm", "grad_norm_rms"]
+    sums = (rows[squared] ** 2).groupby([rows["epoch"], rows["group"]]).sum(min_count=1) ** 0.5
+    sums["relative_update"] = sums["update_norm"] / sums["previous_norm"]
+    return sums.drop(columns=["update_norm", "previous_norm"]).reset_index()
+
+
+def scalars(rows: pd.DataFrame) -> dict[str, float]:
+    """One epoch's rows → `norm/`, `grad/`, `update/` and `distance/` scalars by group.
+
+    The tracking UI draws one chart per key, so deep models get every second (third, …) layer only.
+    """
+    groups = by_group(rows).set_index("group")
+    layers = [name for name in groups.index if name.startswith("layer_")]
+    stride = -(-len(layers) // MAX_LAYERS_AS_SCALARS)
+    shown = [name for name in groups.index if name not in layers or (int(name[6:]) - 1) % stride == 0]
+    columns = {"norm": "norm", "grad": "grad_norm_rms", "update": "relative_update"}
+    values: dict[str, Any] = {
+        f"{prefix}/{name}": groups.at[name, column] for prefix, column in columns.items() for name in shown
+    }
+    return {key: float(value) for key, value in values.items() if not np.isnan(value)}
+
+
+def _group(component: str, layer: Any) -> str:
+    if not pd.isna(layer):
+        return f"layer_{int(layer):02d}"
+    return component if component in ("pooler", "head") else "embeddings"

@@ -1,0 +1,109 @@
+"""What all commands share: options from defaults, a YAML file and flags, and truthful exits.
+
+Exit status: 0 done; 2 the input is wrong (one line says what, where and what is accepted); 1
+anything else.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from bertdyn.errors import InputError
+
+Config = TypeVar("Config")
+
+_NOT_GIVEN = object()
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one `InputError`, and that guesses what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown, _, names = message.partition("unrecognized arguments: ")
+        if not unknown and names.split()[0].startswith("-"):
+            name = names.split()[0].partition("=")[0]
+            near = difflib.get_close_matches(name, list(self._option_string_actions), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists those there are"
+            raise InputError(f"unknown option {name}: {hint}")
+        raise InputError(message)
+
+
+def parse(config_class: type[Config], description: str, argv: list[str] | None = None) -> tuple[Config, set[str]]:
+    """The options of a command, and the names of those that were given.
+
+    Default < `--config file.yaml` < flag. `mlflow run` passes every declared default as a flag, so
+    a flag that equals its default, or is empty, counts as not given.
+
+    Raises
+    ------
+    InputError
+        Unknown option, or a value of the wrong type.
+    """
+    parser = _Parser(config_class, description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options; flags win over it.")
+    flags = _given(parser, _without_empty(sys.argv[1:] if argv is None else argv))
+    from_file = _read_yaml(parser, flags.pop("config")) if flags.get("config") else {}
+    defaults = {f.name: f.default for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    given = {k: v for k, v in (from_file | {k: v for k, v in flags.items() if v != defaults[k]}).items()}
+    return config_class(**given), set(given)
+
+
+def _given(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    # argparse leaves attributes alone that the namespace has already: what is untouched was not given.
+    namespace = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in parser._actions})
+    parsed = vars(parser.parse_args(argv, namespace))
+    return {name: value for name, value in parsed.items() if value is not _NOT_GIVEN}
+
+
+def _without_empty(argv: list[str]) -> list[str]:
+    """Drop `--flag ''` and `--flag=`: an optional parameter of MLproject that nobody set."""
+    kept: list[str] = []
+    for argument in argv:
+        if argument == "" and kept and kept[-1].startswith("--"):
+            kept.pop()
+        elif not (argument.startswith("--") and argument.endswith("=")):
+            kept.append(argument)
+    return kept
+
+
+def _read_yaml(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path!r} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path!r}: accepted is a YAML mapping of option names to values")
+    # Through the same parser as flags: one set of types, and YAML's reading of 2e-5 as a string does no harm.
+    argv = [f"--{name}={value}" for name, value in content.items() if value is not None]
+    try:
+        return _given(parser, argv)
+    except InputError as error:
+        raise InputError(f"--config {path!r}: {error}") from error
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a command; input that is wrong ends it with one line and status 2, without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("alembic", "mlflow", "httpx", "sqlalchemy", "urllib3", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report on a new head is no news here
+    try:
+        command()
+    except InputError as error:
+        sys.exit(_one_line(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _one_line(error: InputError) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
