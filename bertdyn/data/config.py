@@ -1,0 +1,99 @@
+"""The data flags: which texts, which part sizes, how they are cut.
+
+Only dataclasses here, so that `--help` needs neither torch nor pandas. Every field has a default and
+`__post_init__` passes on to `super()`, so that a step's configuration can inherit from `DataConfig` next
+to other such groups of flags.
+"""
+
+# HfArg returns a dataclasses.Field, which stands for the default value.
+# mypy: disable-error-code="assignment"
+
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
+
+from bertdyn.errors import InputError
+
+MIN_LENGTH = 3  # one word between the two special tokens
+
+
+@dataclass
+class DataConfig:
+    dataset: str = HfArg(
+        default="synthetic",
+        help="Texts and labels: synthetic, sst2, imdb, news, spotify, flue_cls; a .csv, .tsv, .jsonl, "
+        ".ndjson, .json (one object a line) or .parquet file; or a hub dataset id, with ':name' for one of "
+        "its configurations (nyu-mll/glue:sst2).",
+    )
+    data_dir: str | None = HfArg(
+        default=None,
+        help="Folder that holds the files of the dataset. Default for a named dataset: its folder under $BERTDYN_DATA.",
+    )
+    test_file: str | None = HfArg(
+        default=None,
+        help="Labelled test file that belongs to a dataset given as a file. "
+        "Default: 10 % of the rows become the test part.",
+    )
+    text_column: str | None = HfArg(
+        default=None,
+        help="Column with the text, for a file or hub dataset. Default: 'text', or else 'sentence'.",
+    )
+    text_pair_column: str | None = HfArg(
+        default=None,
+        help="Column with the second text of a pair, for a file or hub dataset. Default: single texts.",
+    )
+    label_column: str | None = HfArg(
+        default=None,
+        help="Column with the label (integers or words), for a file or hub dataset. Default: 'label'.",
+    )
+    max_length: int = HfArg(
+        default=128,
+        help=f"Longest input in tokens, special tokens included; longer texts are cut and counted. "
+        f"At least {MIN_LENGTH}.",
+    )
+    max_train_samples: int | None = HfArg(
+        default=None,
+        help="Use this many training examples. Subsets are nested: the 1,000 lie within the 5,000. "
+        "For synthetic it may exceed the default of 2,000. Default: all.",
+    )
+    max_validation_samples: int | None = HfArg(
+        default=None,
+        help="Use this many validation examples (early stopping and selection), nested. Default: all.",
+    )
+    max_probe_samples: int | None = HfArg(
+        default=None,
+        help="Use this many probe examples (features, probes, similarity; never trained on), nested. Default: all.",
+    )
+    max_test_samples: int | None = HfArg(
+        default=None,
+        help="Use this many test examples (scored once at the end), nested. Default: all.",
+    )
+    clean_text: bool = HfArg(
+        default=False,
+        help="Lower-case, remove URLs, HTML tags, punctuation, digits and English stop words, but keep "
+        "negations. Holds for every part and every later step.",
+    )
+    data_seed: int = HfArg(
+        default=0,
+        help="Seed of the splits and subsets (and of the synthetic texts), at least 0. Apart from --seed, so "
+        "that all training seeds of a study see the same parts.",
+    )
+
+    def __post_init__(self) -> None:
+        following = getattr(super(), "__post_init__", None)
+        if following is not None:
+            following()
+        if not self.dataset:
+            raise InputError("dataset: empty; accepted: a named dataset, a file or a hub dataset id")
+        if self.max_length < MIN_LENGTH:
+            raise InputError(f"max_length: {self.max_length}; accepted: {MIN_LENGTH} or more tokens")
+        if self.data_seed < 0:
+            raise InputError(f"data_seed: {self.data_seed}; accepted: 0 or more")
+        for part in ("train", "validation", "probe", "test"):
+            limit = self.max_samples(part)
+            if limit is not None and limit < 1:
+                raise InputError(f"max_{part}_samples: {limit}; accepted: 1 or more, or left out for all")
+
+    def max_samples(self, part: str) -> int | None:
+        """The limit of one part by its name; None means all."""
+        return getattr(self, f"max_{part}_samples")

@@ -1,0 +1,87 @@
+"""`load_data`: from the data flags to four disjoint parts of labelled texts.
+
+Every source goes the same way: read its splits, clean if asked, drop repeats, carve the parts that are
+missing, take the subsets. What was dropped and counted stands in the report.
+"""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from bertdyn.data.config import DataConfig
+from bertdyn.data.files import SUFFIXES
+from bertdyn.data.parts import carve, drop_repeats, subset
+from bertdyn.data.reading import read_splits
+from bertdyn.data.text_data import PARTS, TextData, fingerprint_parts
+from bertdyn.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def load_data(config: DataConfig) -> TextData:
+    """Read, check, split and subset the dataset that the flags name.
+
+    Raises:
+        InputError: unknown dataset; missing file, column or label; a label outside the accepted ones or seen
+            in no training row; one class only; no rows; not UTF-8; too few rows for four parts.
+    """
+    splits, label_names, source = read_splits(config)
+    rows_read = {part: len(frame) for part, frame in splits.items()}
+    if config.clean_text:
+        from bertdyn.data.cleaning import clean_text
+
+        for part, frame in splits.items():
+            cleaned = {name: frame[name].map(clean_text) for name in ("text", "text_pair") if name in frame}
+            splits[part] = frame.assign(**cleaned)
+    splits = {part: frame[frame["text"] != ""] for part, frame in splits.items()}
+    rows_with_text = sum(map(len, splits.values()))
+    if rows_with_text == 0:
+        raise InputError(f"{source}: no row has a text; accepted: at least one in each part")
+    splits, repeats = drop_repeats(splits)
+    parts, origins = carve(splits, config.data_seed)
+    _check_classes(parts, label_names, source)
+    parts = {part: subset(parts[part], config.max_samples(part), config.data_seed) for part in PARTS}
+    counts = {part: _count(parts[part], label_names) for part in PARTS}
+    report = {
+        "dataset": config.dataset,
+        "source": source,
+        "data_seed": config.data_seed,
+        "clean_text": config.clean_text,
+        "rows_read": rows_read,
+        "empty_texts_dropped": sum(rows_read.values()) - rows_with_text,
+        **repeats,
+        "parts_from": origins,
+        "rows": {part: len(parts[part]) for part in PARTS},
+        "class_counts": counts,
+    }
+    for part in PARTS:
+        logger.info("%s: %d rows, %s (%s)", part, len(parts[part]), counts[part], origins[part])
+    return TextData(
+        parts=parts,
+        label_names=label_names,
+        name=Path(config.dataset).name if Path(config.dataset).suffix in SUFFIXES else config.dataset,
+        source=source,
+        fingerprint=fingerprint_parts(parts, label_names),
+        report=report,
+    )
+
+
+def _check_classes(parts: dict[str, pd.DataFrame], label_names: list[str], source: str) -> None:
+    """A class that training never sees cannot be scored; one class only cannot be learned."""
+    trained = set(parts["train"]["label"])
+    if len(trained) < 2:
+        only = label_names[trained.pop()]
+        raise InputError(f"{source}: every training row has the label '{only}'; accepted: two classes or more")
+    for part in PARTS:
+        unseen = sorted(set(parts[part]["label"]) - trained)
+        if unseen:
+            raise InputError(
+                f"{source}: the label '{label_names[unseen[0]]}' occurs in {part} but in no row of train; "
+                f"accepted: labels with training rows"
+            )
+
+
+def _count(frame: pd.DataFrame, label_names: list[str]) -> dict[str, int]:
+    rows = frame["label"].value_counts()
+    return {name: int(rows.get(number, 0)) for number, name in enumerate(label_names)}

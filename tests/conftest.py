@@ -1,0 +1,29 @@
+"""Fixtures that more than one part uses."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests.families import FAMILIES, make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """Family → folder of a tiny random checkpoint."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    folders = {family: root / family for family in FAMILIES}
+    for family, folder in folders.items():
+        folder.mkdir()
+        make_checkpoint(family, folder)
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("BERTDYN_CACHE", str(tmp_path / "cache"))
