@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
+from transformers.utils import logging as transformers_logging
 
 from bertdyn.errors import InputError
 
@@ -95,7 +96,9 @@ def run(command: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("alembic", "mlflow", "httpx", "sqlalchemy", "urllib3", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report on a new head is no news here
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    transformers_logging.set_verbosity_error()  # that the head is new is no news here
+    transformers_logging.disable_progress_bar()
     try:
         command()
     except InputError as error:

@@ -1,7 +1,7 @@
 """Fine-tune an encoder on text classification and keep what happens to it, epoch by epoch.
 
-    mlflow run . -e fine-tune --env-manager local -P dataset=sst2 -P seeds=0,1,2
-    python -m entrypoints.fine_tune --dataset sst2 --seeds 0,1,2
+mlflow run . -e fine-tune --env-manager local -P dataset=sst2 -P seeds=0,1,2
+python -m entrypoints.fine_tune --dataset sst2 --seeds 0,1,2
 """
 
 from bertdyn.steps.config import FineTuneConfig
@@ -38,7 +38,9 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
         print(f"\n{result.summary}\n")
         print(f"run id      {tracker.run_id}")
         print(f"results     {tracker.folder}")
-        print(f"MLflow UI   {tracker.ui_command}")
+        print(
+            f"see it      mlflow ui --workers 1{'' if 'mlflow.db' in str(tracker.uri) else f' --backend-store-uri {tracker.uri}'}"
+        )
 
 
 if __name__ == "__main__":

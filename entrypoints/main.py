@@ -1,7 +1,7 @@
 """The short story on the embedded data: fine-tune a real encoder and see what moved.
 
-    mlflow run . --env-manager local
-    python -m entrypoints.main
+mlflow run . --env-manager local
+python -m entrypoints.main
 """
 
 from bertdyn.steps.config import FineTuneConfig

@@ -9,7 +9,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from transformers.utils import logging as transformers_logging
+
 from tests.families import FAMILIES, make_checkpoint
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")

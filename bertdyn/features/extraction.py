@@ -121,9 +121,7 @@ def _finite(rows: np.ndarray, state: str) -> np.ndarray:
 
 
 @contextmanager
-def _on_main(
-    accelerator: Accelerator, store: FeatureStore, state: str
-) -> Iterator[dict[tuple[str, int], np.ndarray]]:
+def _on_main(accelerator: Accelerator, store: FeatureStore, state: str) -> Iterator[dict[tuple[str, int], np.ndarray]]:
     if accelerator.is_main_process:
         with store.write_state(state) as arrays:
             yield arrays

@@ -177,9 +177,7 @@ class FeatureStore:
 
     def write_predictions(self, state: str, logits: np.ndarray) -> None:
         """Keep the logits [examples, classes] of a complete state, and its predicted class ids in the examples."""
-        write_atomically(
-            self.folder / state / "logits.npy", lambda path: _save_array(path, logits.astype(np.float32))
-        )
+        write_atomically(self.folder / state / "logits.npy", lambda path: _save_array(path, logits.astype(np.float32)))
         examples = self.examples()
         examples[f"prediction_{state}"] = logits.argmax(axis=1)
         self._write_table("examples", examples)

@@ -27,16 +27,12 @@ class ModelConfig:
         default=None,
         help="Changes to the architecture, with --from_scratch true: 'num_hidden_layers=4,hidden_size=256'.",
     )
-    freeze_layers: int = HfArg(
-        default=0, help="Freeze the first k encoder layers; -1 freezes all of them. 0: none."
-    )
+    freeze_layers: int = HfArg(default=0, help="Freeze the first k encoder layers; -1 freezes all of them. 0: none.")
     freeze_embeddings: bool = HfArg(
         default=False,
         help="Freeze the embeddings. Without it the backward pass must still run through frozen layers.",
     )
-    freeze_epochs: int = HfArg(
-        default=0, help="Epochs for which the freeze holds; 0: for the whole run."
-    )
+    freeze_epochs: int = HfArg(default=0, help="Epochs for which the freeze holds; 0: for the whole run.")
     gradual_unfreezing: bool = HfArg(
         default=False,
         help="After the freeze, unfreeze one frozen layer an epoch from the top, then the embeddings, "

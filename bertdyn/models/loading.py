@@ -76,9 +76,7 @@ def load_model(
     try:
         if from_scratch:
             return auto_class.from_config(config, trust_remote_code=trust_remote_code).float()
-        return auto_class.from_pretrained(
-            name, config=config, dtype="float32", trust_remote_code=trust_remote_code
-        )
+        return auto_class.from_pretrained(name, config=config, dtype="float32", trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise InputError(f"--model_name_or_path {name!r} cannot be loaded: {_first_line(error)}") from error
 
@@ -157,7 +155,9 @@ def _check_head(config: PretrainedConfig, task: str, label_names: list[str], nam
     architecture = (config.architectures or [""])[0]
     other = [t for t, head in HEADS.items() if head in architecture and t != task]
     if other:
-        raise InputError(f"--model_name_or_path {name!r} is a {other[0]} checkpoint ({architecture}); this task is {task}")
+        raise InputError(
+            f"--model_name_or_path {name!r} is a {other[0]} checkpoint ({architecture}); this task is {task}"
+        )
     if task == "classification" and HEADS[task] in architecture and config.num_labels != len(label_names):
         raise InputError(
             f"--model_name_or_path {name!r} has a head for {config.num_labels} classes, the data has "

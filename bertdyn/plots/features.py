@@ -36,7 +36,13 @@ def pca_grid(
             for label, name in enumerate(label_names):
                 chosen = points[labels == label][::stride]
                 axes.scatter(
-                    chosen[:, 0], chosen[:, 1], s=3, alpha=0.6, color=COLORS[label % len(COLORS)], label=name, linewidths=0
+                    chosen[:, 0],
+                    chosen[:, 1],
+                    s=3,
+                    alpha=0.6,
+                    color=COLORS[label % len(COLORS)],
+                    label=name,
+                    linewidths=0,
                 )
             axes.set_xticks([])
             axes.set_yticks([])
@@ -47,7 +53,9 @@ def pca_grid(
             if j == 0:
                 axes.set_ylabel(f"layer {layer}", fontsize=9)
     handles, names = grid[0, 0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8, frameon=False)
+    legend = figure.legend(
+        handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8, frameon=False
+    )
     for handle in legend.legend_handles:
         handle.set_sizes([24])  # type: ignore[union-attr]
         handle.set_alpha(1)  # type: ignore[union-attr]

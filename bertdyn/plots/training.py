@@ -22,7 +22,7 @@ def training_curves(history: pd.DataFrame, baselines: Mapping[str, float], best:
     best
         The selected epoch.
     """
-    figure = new_figure(9, 3.6, title)
+    figure = new_figure(10, 4.2, title)
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"].tolist()
     for key, name, color in (("train/loss", "train (mean over the epoch)", 0), ("eval/loss", "validation", 1)):
@@ -37,7 +37,7 @@ def training_curves(history: pd.DataFrame, baselines: Mapping[str, float], best:
     tidy(right, "Validation score", "epoch (0 = before training)", "share")
     for axes in (left, right):
         epoch_axis(axes, epochs)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
     return figure
 
 
@@ -80,9 +80,10 @@ def component_curves(rows: pd.DataFrame, title: str) -> Figure:
         ("distance_from_init", "Distance from the start, ‖W − W₀‖"),
         ("grad_norm_rms", "Gradient norm (root mean square)"),
     )
+    rows = rows[rows["epoch"] > 0]
     squares = (rows[[c for c, _ in columns]] ** 2).groupby([rows["component"], rows["epoch"]]).sum(min_count=1) ** 0.5
     figure = new_figure(11, 4.6, title)
-    components = sorted(rows["component"].unique())
+    components = rows["component"].unique()  # in the order of the parameters: from input to output
     epochs = sorted(rows["epoch"].unique())
     for axes, (column, name) in zip(figure.subplots(1, 2), columns, strict=True):
         for i, component in enumerate(components):
@@ -117,7 +118,9 @@ def confusion_figure(confusion: pd.DataFrame, label_names: Sequence[str], title:
     for i in range(len(label_names)):
         for j in range(len(label_names)):
             color = "black" if shares.iat[i, j] > 0.5 else "white"
-            axes.text(j, i, f"{counts.iat[i, j]}\n{shares.iat[i, j]:.0%}", ha="center", va="center", color=color, fontsize=8)
+            axes.text(
+                j, i, f"{counts.iat[i, j]}\n{shares.iat[i, j]:.0%}", ha="center", va="center", color=color, fontsize=8
+            )
     axes.set_xticks(range(len(label_names)), label_names, rotation=30, ha="right")
     axes.set_yticks(range(len(label_names)), label_names)
     axes.set_xlabel("predicted")

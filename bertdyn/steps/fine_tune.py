@@ -32,7 +32,8 @@ from bertdyn.models.loading import check_max_length, load_config, load_model, lo
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.fine_tune_report import Findings, seeds_report, write_report
 from bertdyn.tasks import classification as task
-from bertdyn.tracking.locations import cache_folder, load_run_config, require_source, resolve_model
+from bertdyn.tracking.files import cache_folder, write_json
+from bertdyn.tracking.locations import load_run_config, require_source, resolve_model
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
     TRAINING_STATE,
@@ -159,7 +160,7 @@ def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
         something else.
     """
     run_id = config.resume_run_id
-    require_source(run_id, ("fine-tune",), flag="resume_run_id")
+    require_source(run_id, ("fine-tune",))
     stored = load_run_config(run_id)
     for name in sorted(given - {"resume_run_id"}):
         if name not in stored or getattr(config, name) != stored[name]:
@@ -180,10 +181,7 @@ def make_accelerator(config: FineTuneConfig) -> Accelerator:
         return Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            # The order of an epoch is a function of data_seed + epoch; those of two seeds must not overlap.
-            dataloader_config=DataLoaderConfiguration(
-                use_seedable_sampler=True, data_seed=1_000_003 * (config.seed + 1), non_blocking=True
-            ),
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partly_frozen)],
         )
     except ValueError as error:
@@ -198,7 +196,7 @@ def load_texts(config: FineTuneConfig, accelerator: Accelerator) -> Texts:
     tokenizer = load_tokenizer(config.tokenizer_name or name, trust_remote_code=config.trust_remote_code)
     data = load_data(config)
     with accelerator.main_process_first():
-        tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder() / "tokens")
+        tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"))
     return Texts(data, tokenizer, tokens)
 
 
@@ -216,7 +214,8 @@ def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> Non
         if seen != data.fingerprint:
             raise InputError(f"the data of run {config.resume_run_id} changed since it was started: {data.source}")
     tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
-    tracker.log_json({"fingerprint": data.fingerprint, "source": data.source, **data.report}, "data.json")
+    write_json(tracker.folder / "data.json", {"fingerprint": data.fingerprint, "source": data.source, **data.report})
+    tracker.publish("data.json")
     for part, table in data.parts.items():
         context = {"train": "training"}.get(part, part)
         tracker.log_dataset(table, f"{data.name}-{part}", data.source, data.fingerprint[:8], context, "label")

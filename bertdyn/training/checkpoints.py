@@ -143,9 +143,7 @@ def load_progress(path: Path) -> Progress:
     return Progress(**_metadata(path)["progress"])
 
 
-def load_training_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
-) -> None:
+def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
     """Give optimiser and schedule the state they had when `path` was written.
 
     Raises

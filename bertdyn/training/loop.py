@@ -9,7 +9,7 @@ What is unusual: all randomness of an epoch (dropout, order of batches) is a fun
 for bit, whatever the listeners drew in between, and no generator state needs to be saved.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_batch_size, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from bertdyn.training.gradients import clip_gradients, tensor_norms
 
@@ -73,7 +74,7 @@ class AtEpochEnd(Listener):
 def train(
     accelerator: Accelerator,
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: DataLoader,
     loss_function: Callable[[nn.Module, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
@@ -91,7 +92,7 @@ def train(
     accelerator
         Decides device, precision, accumulation and the share of each process.
     batches
-        A DataLoader; with `set_epoch` when it shuffles.
+        A DataLoader whose order is that of its sampler's `set_epoch`, if it shuffles.
     loss_function
         `(model, batch) -> scalar`, the mean over the batch.
     scheduler
@@ -118,7 +119,7 @@ def train(
         progress.epoch += 1
         progress.history.append({})
         set_seed(epoch_seed(seed, progress.epoch), device_specific=True)
-        getattr(batches, "set_epoch", lambda epoch: None)(progress.epoch)
+        batches.set_epoch(progress.epoch)
         _tell(listeners, "on_epoch_start", progress)
         model.train()
         total = torch.zeros(2, device=accelerator.device)  # sum of losses, number of examples

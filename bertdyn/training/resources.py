@@ -36,12 +36,14 @@ class Resources(Listener):
         if progress.epoch:
             tokens = self.tokens.item()  # waits for the device
             seconds = time.perf_counter() - self.start
-            progress.metrics |= {
-                "train/examples_per_second": self.examples * self.num_processes / seconds,
-                "train/tokens_per_second": tokens * self.num_processes / seconds,
-                "train/step_time_ms": 1000 * seconds / max(self.batches, 1),
-                "train/epoch_seconds": seconds,
-            }
+            progress.metrics.update(
+                {
+                    "train/examples_per_second": self.examples * self.num_processes / seconds,
+                    "train/tokens_per_second": tokens * self.num_processes / seconds,
+                    "train/step_time_ms": 1000 * seconds / max(self.batches, 1),
+                    "train/epoch_seconds": seconds,
+                }
+            )
         progress.metrics["memory/peak_rss_mb"] = peak_rss_mb()
         if self.device.type == "cuda":
             progress.metrics["memory/peak_cuda_mb"] = torch.cuda.max_memory_allocated(self.device) / 2**20
