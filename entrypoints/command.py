@@ -10,15 +10,19 @@ import difflib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bertdyn.errors import InputError
+
+if TYPE_CHECKING:
+    from bertdyn.tracking.tracker import Tracker
 
 Config = TypeVar("Config")
 
@@ -49,12 +53,12 @@ def parse(config_class: type[Config], description: str, argv: list[str] | None =
     InputError
         Unknown option, or a value of the wrong type.
     """
-    parser = _Parser(config_class, description=description, allow_abbrev=False)
+    parser = _Parser(config_class, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", metavar="FILE", help="YAML file with options; flags win over it.")
     flags = _given(parser, _without_empty(sys.argv[1:] if argv is None else argv))
     from_file = _read_yaml(parser, flags.pop("config")) if flags.get("config") else {}
     defaults = {f.name: f.default for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    given = {k: v for k, v in (from_file | {k: v for k, v in flags.items() if v != defaults[k]}).items()}
+    given = from_file | {name: value for name, value in flags.items() if value != defaults[name]}
     return config_class(**given), set(given)
 
 
@@ -89,6 +93,19 @@ def _read_yaml(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
         return _given(parser, argv)
     except InputError as error:
         raise InputError(f"--config {path!r}: {error}") from error
+
+
+def open_tracker(stage: str, **options: Any) -> "Tracker":
+    """The run of this command (see `bertdyn.tracking.runs.open_run`).
+
+    Under torchrun only the main process has one; the others get a folder that nobody reads.
+    """
+    from bertdyn.tracking.runs import open_run
+    from bertdyn.tracking.tracker import Tracker
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        return open_run(stage, **options)
+    return Tracker(tempfile.mkdtemp(prefix="bertdyn-"))
 
 
 def run(command: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ python -m entrypoints.fine_tune --dataset sst2 --seeds 0,1,2
 """
 
 from bertdyn.steps.config import FineTuneConfig
-from entrypoints.command import parse, run
+from entrypoints.command import open_tracker, parse, run
 
 DESCRIPTION = (
     "Fine-tune an encoder on text classification. Every epoch's checkpoint, parameter and gradient norms and "
@@ -21,26 +21,28 @@ def main() -> None:
 def launch(config: FineTuneConfig, given: set[str]) -> None:
     """Open the run (or the interrupted one), fine-tune, and say what came out and what can follow."""
     from bertdyn.steps.fine_tune import fine_tune, fine_tune_seeds, resumed_config
-    from bertdyn.tracking.runs import open_run
+    from bertdyn.tracking.logged_models import check_register_as
 
     if config.resume_run_id:
         config = resumed_config(config, given)
-    seeds = config.seed_list()
-    name = config.run_name or config.default_run_name(config.seed)
-    with open_run(
+    if config.register_as:
+        check_register_as(config.register_as)
+    with open_tracker(
         "fine-tune",
-        run_name=name if not seeds else name.replace(f"-s{config.seed}-", f"-{len(seeds)}-seeds-"),
+        run_name=config.run_name or config.default_run_name(),
         tags={"bertdyn.model": config.model_name_or_path, "bertdyn.dataset": config.dataset},
         resume_run_id=config.resume_run_id,
     ) as tracker:
-        result = fine_tune_seeds(config, tracker) if seeds else fine_tune(config, tracker)
-    if tracker.run_id:
-        print(f"\n{result.summary}\n")
-        print(f"run id      {tracker.run_id}")
-        print(f"results     {tracker.folder}")
-        print(
-            f"see it      mlflow ui --workers 1{'' if 'mlflow.db' in str(tracker.uri) else f' --backend-store-uri {tracker.uri}'}"
-        )
+        result = fine_tune_seeds(config, tracker) if config.seeds else fine_tune(config, tracker)
+    if result.summary:  # the main process's
+        print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+
+
+def see_it(uri: str | None) -> str:
+    """How to open the MLflow UI on what was recorded."""
+    if uri and uri.startswith("http"):
+        return f"see it   {uri}"
+    return f"see it   mlflow ui --workers 1 --backend-store-uri {uri}   (then http://127.0.0.1:5000)"
 
 
 if __name__ == "__main__":

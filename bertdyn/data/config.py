@@ -19,6 +19,8 @@ MIN_LENGTH = 3  # one word between the two special tokens
 
 @dataclass
 class DataConfig:
+    """Which texts, how many of them, and how they are cut."""
+
     dataset: str = HfArg(
         default="synthetic",
         help="Texts and labels: synthetic, sst2, imdb, news, spotify, flue_cls; a .csv, .tsv, .jsonl, "
@@ -32,7 +34,7 @@ class DataConfig:
     test_file: str | None = HfArg(
         default=None,
         help="Labelled test file that belongs to a dataset given as a file. "
-        "Default: 10 % of the rows become the test part.",
+        "Default: 10 percent of the rows become the test part.",
     )
     text_column: str | None = HfArg(
         default=None,

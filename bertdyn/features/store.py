@@ -18,7 +18,7 @@ All states share one row index. Padding never enters.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bertdyn.atomic import write_atomically
 from bertdyn.errors import InputError
+from bertdyn.files import replacing, write_json
 
 FORMAT = "bertdyn.features/1"
 EXAMPLE_KINDS = ("first", "mean")
@@ -147,37 +147,19 @@ class FeatureStore:
 
         A state of that name is replaced.
         """
-        arrays: dict[tuple[str, int], np.ndarray] = {}
-
-        def allocate(folder: Path) -> None:
-            for kind in self.manifest.kinds:
-                for layer in self._layers(kind):
-                    path = folder / kind / f"layer_{layer:02d}.npy"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    arrays[kind, layer] = np.lib.format.open_memmap(
-                        path, mode="w+", dtype=self.manifest.dtype, shape=self._shape(kind)
-                    )
-
-        temporary = self.folder / f".writing-{state}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        allocate(temporary)
-        try:
+        with replacing(self.folder / state) as temporary:
+            arrays = self._allocate(temporary)
             yield arrays
             for array in arrays.values():
                 array.flush()  # type: ignore[attr-defined]  # np.memmap
-            arrays.clear()
-            shutil.rmtree(self.folder / state, ignore_errors=True)
-            temporary.rename(self.folder / state)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         if state not in self.states:
             self.states.append(state)
         self._write_manifest()
 
     def write_predictions(self, state: str, logits: np.ndarray) -> None:
         """Keep the logits [examples, classes] of a complete state, and its predicted class ids in the examples."""
-        write_atomically(self.folder / state / "logits.npy", lambda path: _save_array(path, logits.astype(np.float32)))
+        with replacing(self.folder / state / "logits.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, logits.astype(np.float32))
         examples = self.examples()
         examples[f"prediction_{state}"] = logits.argmax(axis=1)
         self._write_table("examples", examples)
@@ -186,6 +168,17 @@ class FeatureStore:
         """Forget all states but these (those that a resumed run will write again)."""
         self.manifest.states = [state for state in self.states if state in states]
         self._write_manifest()
+
+    def _allocate(self, folder: Path) -> dict[tuple[str, int], np.ndarray]:
+        arrays = {}
+        for kind in self.manifest.kinds:
+            (folder / kind).mkdir(parents=True)
+            for layer in self._layers(kind):
+                path = folder / kind / f"layer_{layer:02d}.npy"
+                arrays[kind, layer] = np.lib.format.open_memmap(
+                    path, mode="w+", dtype=self.manifest.dtype, shape=self._shape(kind)
+                )
+        return arrays
 
     def _layers(self, kind: str) -> list[int]:
         # The embeddings attend to nothing.
@@ -212,27 +205,17 @@ class FeatureStore:
                         raise InputError(f"feature store is damaged: {path} is {shape}, not {self._shape(kind)}")
 
     def _write_table(self, name: str, table: pd.DataFrame) -> None:
-        write_atomically(self.folder / f"{name}.parquet", lambda path: table.to_parquet(path, index=False))
+        with replacing(self.folder / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
 
     def _write_manifest(self) -> None:
-        content = json.dumps(asdict(self.manifest), indent=1)
-        write_atomically(self.folder / "manifest.json", lambda path: path.write_text(content))
+        write_json(self.folder / "manifest.json", asdict(self.manifest))
 
 
 def same_rows(one: FeatureStore, other: FeatureStore) -> None:
     """Raise `InputError` unless both stores have the same examples (and tokens) in the same order."""
     if one.examples()["example_id"].tolist() != other.examples()["example_id"].tolist():
         raise InputError(f"{one.folder} and {other.folder} hold different examples, or in another order")
-    if one.manifest.num_tokens and other.manifest.num_tokens:
-        if one.tokens()["token_id"].tolist() != other.tokens()["token_id"].tolist():
-            raise InputError(f"{one.folder} and {other.folder} were tokenised differently")
-
-
-def fingerprints_differ(store: FeatureStore, fingerprints: Mapping[str, str]) -> bool:
-    """Whether `store` was made from something else than `fingerprints` says."""
-    return any(store.manifest.fingerprints.get(name) != value for name, value in fingerprints.items())
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save with a path would append .npy to the temporary name
-        np.save(file, array)
+    both_have_tokens = one.manifest.num_tokens and other.manifest.num_tokens
+    if both_have_tokens and one.tokens()["token_id"].tolist() != other.tokens()["token_id"].tolist():
+        raise InputError(f"{one.folder} and {other.folder} were tokenised differently")

@@ -7,7 +7,7 @@ family, write one small function that returns its `Anatomy` and enter it in `FAM
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -110,7 +110,7 @@ def max_length(config: PretrainedConfig) -> int:
     return config.max_position_embeddings - offset
 
 
-def _bert(encoder: nn.Module) -> Anatomy:
+def _bert(encoder: Any) -> Anatomy:
     embeddings = encoder.embeddings
     return Anatomy(
         embeddings={
@@ -137,7 +137,7 @@ def _bert(encoder: nn.Module) -> Anatomy:
     )
 
 
-def _distilbert(encoder: nn.Module) -> Anatomy:
+def _distilbert(encoder: Any) -> Anatomy:
     embeddings = encoder.embeddings
     return Anatomy(
         embeddings={
@@ -162,7 +162,7 @@ def _distilbert(encoder: nn.Module) -> Anatomy:
     )
 
 
-def _albert(encoder: nn.Module) -> Anatomy:
+def _albert(encoder: Any) -> Anatomy:
     embeddings = encoder.embeddings
     return Anatomy(
         embeddings={
@@ -191,7 +191,7 @@ def _albert(encoder: nn.Module) -> Anatomy:
     )
 
 
-def _flaubert(encoder: nn.Module) -> Anatomy:
+def _flaubert(encoder: Any) -> Anatomy:
     return Anatomy(
         embeddings={
             "word_embeddings": encoder.embeddings,
@@ -217,7 +217,7 @@ def _flaubert(encoder: nn.Module) -> Anatomy:
     )
 
 
-FAMILIES: dict[str, Callable[[nn.Module], Anatomy]] = {
+FAMILIES: dict[str, Callable[[Any], Anatomy]] = {
     "bert": _bert,
     "roberta": _bert,
     "camembert": _bert,

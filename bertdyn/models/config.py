@@ -1,5 +1,8 @@
 """Which encoder to train, and how to start it."""
 
+# HfArg returns a dataclasses.Field, which stands for the default value.
+# mypy: disable-error-code="assignment"
+
 from dataclasses import dataclass
 from typing import Optional
 

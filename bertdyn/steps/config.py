@@ -1,5 +1,8 @@
 """The options of each step; every field is a flag of its command."""
 
+# HfArg returns a dataclasses.Field, which stands for the default value.
+# mypy: disable-error-code="assignment"
+
 from dataclasses import dataclass
 from typing import Optional
 
@@ -55,8 +58,9 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
             raise InputError(f"--seeds {self.seeds!r}: accepted are at least two different whole numbers: '0,1,2'")
         return seeds
 
-    def default_run_name(self, seed: int) -> str:
-        """`sst2-minilm-s0-fine-tune`"""
+    def default_run_name(self) -> str:
+        """`sst2-minilm-s0-fine-tune`, or `sst2-minilm-3-seeds-fine-tune`"""
         dataset, model = (name.rstrip("/").split("/")[-1] for name in (self.dataset, self.model_name_or_path))
         scratch = "-scratch" if self.from_scratch else ""
-        return f"{dataset}-{model}{scratch}-s{seed}-fine-tune"
+        seeds = f"{len(self.seed_list())}-seeds" if self.seeds else f"s{self.seed}"
+        return f"{dataset}-{model}{scratch}-{seeds}-fine-tune"

@@ -28,12 +28,12 @@ from bertdyn.data.tokenization import tokenize_parts
 from bertdyn.errors import InputError
 from bertdyn.features.extraction import example_rows, extract_pooled, pooled_layers, token_rows
 from bertdyn.features.store import FeatureStore, Manifest
+from bertdyn.files import cache_folder, write_json
 from bertdyn.models.loading import check_max_length, load_config, load_model, load_tokenizer
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.fine_tune_report import Findings, seeds_report, write_report
 from bertdyn.tasks import classification as task
-from bertdyn.tracking.files import cache_folder, write_json
-from bertdyn.tracking.locations import load_run_config, require_source, resolve_model
+from bertdyn.tracking.locations import check_unfinished, load_run_config, require_source, resolve_model
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
     TRAINING_STATE,
@@ -140,7 +140,7 @@ def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     results = {}
     for seed in config.seed_list():
         child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
-        with tracker.child(child_config.default_run_name(seed), {}) as child:
+        with tracker.child(child_config.default_run_name(), {}) as child:
             results[seed] = fine_tune(child_config, child)
     table = pd.concat([result.scores.assign(seed=seed) for seed, result in results.items()], ignore_index=True)
     summary, intervals = seeds_report(config, table)
@@ -159,7 +159,7 @@ def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
         If there is no such fine-tuning run, it has ended well, or an option that was given now says
         something else.
     """
-    run_id = config.resume_run_id
+    run_id = config.resume_run_id or ""
     require_source(run_id, ("fine-tune",))
     stored = load_run_config(run_id)
     for name in sorted(given - {"resume_run_id"}):
@@ -168,6 +168,7 @@ def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
                 f"--{name} {getattr(config, name)!r}: run {run_id} was started with {stored.get(name)!r}; "
                 "a resumed run keeps its options, so leave the flag out"
             )
+    check_unfinished(run_id)
     fields = {field.name for field in dataclasses.fields(FineTuneConfig)}
     if set(stored) != fields:
         raise InputError(f"--resume_run_id {run_id}: that run was made by another version of bertdyn")

@@ -109,7 +109,7 @@ def final_metrics(found: Findings, scores: pd.DataFrame, best: int) -> dict[str,
 
 def write_figures(found: Findings, best: int, tracker: Tracker) -> None:
     """Training curves, dynamics, confusion matrix, and PCA of the features where they were stored."""
-    name = found.config.default_run_name(found.config.seed).removesuffix("-fine-tune")
+    name = found.config.default_run_name().removesuffix("-fine-tune")
     history = pd.DataFrame(found.history).rename_axis("epoch").reset_index()
     baselines = {n: accuracy["validation"] for n, accuracy in found.baselines.items()}
     groups, labels = by_group(found.dynamics), found.data.label_names

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bertdyn.atomic import write_atomically
 from bertdyn.errors import InputError
+from bertdyn.files import replacing
 from bertdyn.training.loop import Batch, Listener, Progress
 from bertdyn.training.selection import best_epoch
 
@@ -97,7 +97,8 @@ class Checkpoints(Listener):
 
     def _write(self, path: str, write: Callable[[Path], Any]) -> None:
         try:
-            write_atomically(self.folder / path, write)
+            with replacing(self.folder / path) as temporary:
+                write(temporary)
         except (OSError, SafetensorError) as error:  # disk full, most often; safetensors has its own error
             raise InputError(f"cannot write {self.folder / path}: {error}; earlier checkpoints are intact") from error
         self.saved(path)

@@ -1,5 +1,8 @@
 """How to train: the optimiser, its schedule, precision, seeds, and what is kept."""
 
+# HfArg returns a dataclasses.Field, which stands for the default value.
+# mypy: disable-error-code="assignment"
+
 from dataclasses import dataclass
 
 from transformers.hf_argparser import HfArg

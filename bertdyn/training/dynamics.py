@@ -1,8 +1,9 @@
 """What training does to every parameter tensor, epoch by epoch.
 
 For each tensor: Frobenius norm, share of exact zeros, distance from the initial weights, relative
-update (‖W_e - W_{e-1}‖ / ‖W_{e-1}‖, NaN where that was 0), and mean, maximum and root mean square of the gradient's norm
-over *all* updates of the epoch, before clipping. (System 0 looked at the first batch only.)
+update (‖W_e - W_{e-1}‖ / ‖W_{e-1}‖, NaN where that was 0), and mean, maximum and root mean square of
+the gradient's norm over *all* updates of the epoch, before clipping. (System 0 looked at the first
+batch only.)
 Gradient norms are accumulated on the device: nothing is synchronised until the epoch ends, and
 the norms themselves are those that clipping needs anyway.
 """

@@ -119,7 +119,7 @@ def train(
         progress.epoch += 1
         progress.history.append({})
         set_seed(epoch_seed(seed, progress.epoch), device_specific=True)
-        batches.set_epoch(progress.epoch)
+        batches.set_epoch(progress.epoch)  # type: ignore[attr-defined]  # accelerate's DataLoader has it
         _tell(listeners, "on_epoch_start", progress)
         model.train()
         total = torch.zeros(2, device=accelerator.device)  # sum of losses, number of examples
@@ -143,8 +143,8 @@ def train(
             total[1] += find_batch_size(batch)
             _tell(listeners, "on_step_end", progress, batch, loss)
         total = accelerator.reduce(total)
-        progress.metrics["train/loss"] = (total[0] / total[1]).item()
-        progress.metrics["train/learning_rate"] = scheduler.get_last_lr()[0]
+        progress.metrics["train/loss"] = float(total[0] / total[1])
+        progress.metrics["train/learning_rate"] = float(scheduler.get_last_lr()[0])
         _tell(listeners, "on_epoch_end", progress)
     return progress
 

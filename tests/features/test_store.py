@@ -68,7 +68,7 @@ def test_a_state_that_fails_never_shows(tmp_path):
         arrays["first", 0][:] = 2
         raise RuntimeError("killed")
     assert FeatureStore.open(tmp_path / "features").states == ["epoch_000"]
-    assert not list((tmp_path / "features").glob(".writing*"))
+    assert not list((tmp_path / "features").glob(".*"))
 
 
 def test_rewriting_a_state_and_forgetting_later_ones(tmp_path):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bertdyn.atomic import write_atomically
 from bertdyn.errors import InputError
 from bertdyn.training.checkpoints import (
     MANIFEST,
@@ -94,17 +93,3 @@ def test_state_of_another_model_is_refused(checkpoints, tmp_path):
     saver.on_epoch_end(Progress(epoch=0, history=[{}]))
     with pytest.raises(InputError, match="state of another model"):
         load_training_state(tmp_path / TRAINING_STATE, model, optimizer, scheduler)
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def fails(path):
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, fails)
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -46,7 +46,9 @@ def test_every_number_against_the_plain_formula(checkpoints, family):
             row, now, before = table.loc[(epoch, name)], history[epoch][name], history[epoch - 1][name]
             assert row["norm"] == pytest.approx(now.norm().item(), rel=1e-12)
             assert row["sparsity"] == pytest.approx((now == 0).double().mean().item())
-            assert row["distance_from_init"] == pytest.approx((now - history[0][name]).norm().item(), rel=1e-4, abs=1e-7)
+            assert row["distance_from_init"] == pytest.approx(
+                (now - history[0][name]).norm().item(), rel=1e-4, abs=1e-7
+            )
             was = before.norm().item()
             expected = (now - before).norm().item() / was if was else float("nan")
             assert row["relative_update"] == pytest.approx(expected, rel=1e-4, abs=1e-7, nan_ok=True)

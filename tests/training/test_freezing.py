@@ -4,7 +4,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertdyn.errors import InputError
 from bertdyn.models.anatomy import places
-from bertdyn.training.freezing import Freezing, FreezeSchedule, make_schedule
+from bertdyn.training.freezing import FreezeSchedule, Freezing, make_schedule
 from bertdyn.training.loop import Progress
 from tests.families import FAMILIES, LAYERS
 

@@ -1,0 +1,141 @@
+"""Which MLflow run a command writes to.
+
+A new one; the one that `mlflow run` made for us (`MLFLOW_RUN_ID`); or an earlier one that is
+resumed. When `mlflow run` resumes an earlier run, the launcher's run points to it and ends with it.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+
+from bertdyn.errors import InputError
+from bertdyn.files import write_json, write_text
+from bertdyn.tracking.mlflow_tracker import MLflowTracker
+from bertdyn.tracking.provenance import environment, git_state, source_folder
+from bertdyn.tracking.store import children, connect, find_experiment, find_run, first_line, run_link, shown
+
+EXPERIMENT = "bertdyn"
+_PARENT = "mlflow.parentRunId"
+
+
+def open_run(
+    stage: str,
+    *,
+    run_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    resume_run_id: str | None = None,
+    patience: float | None = None,
+) -> MLflowTracker:
+    """Opens the run of this command; use it at once in a `with` block, which ends it.
+
+    Args:
+        stage: `fine-tune`, `extract`, …: the tag `bertdyn.stage`.
+        run_name: of a new run; a run that `mlflow run` made keeps its name.
+        tags: further tags.
+        resume_run_id: the run to continue; empty for none.
+        patience: seconds that the end waits for a server that is away (default: `mlflow_tracker.PATIENCE`).
+
+    Raises:
+        InputError: when MLflow does not answer, the run to resume does not exist, is of another
+            stage, or is being written by another process.
+    """
+    client = connect()
+    # Taken out, so that processes started by the step do not write into this run.
+    launched = os.environ.pop("MLFLOW_RUN_ID", None)
+    git = git_state(source_folder())
+    tags = {"bertdyn.stage": stage, **(tags or {})}
+    if git is not None:
+        tags["git.dirty"] = str(git.dirty).lower()
+    try:
+        launcher = None
+        attempt = 0
+        if resume_run_id and resume_run_id != launched:
+            run = find_run(client, resume_run_id)
+            _check_stage(run, stage)
+            launcher = launched
+            attempt = int(run.data.tags.get("bertdyn.resumed_times", "0")) + 1
+        elif launched:
+            run = find_run(client, launched)
+        else:
+            run = _create(client, find_experiment(client, EXPERIMENT), run_name, tags)
+        tracker = MLflowTracker(
+            client,
+            run,
+            stage=stage,
+            resumed=bool(resume_run_id) or bool(launched and run.data.metrics),
+            launcher=launcher,
+            open_child=_open_child,
+            resources=os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0"),
+            patience=patience,
+        )
+        if attempt:
+            tags["bertdyn.resumed_times"] = str(attempt)
+        if resume_run_id or launched:
+            client.update_run(run.info.run_id, status="RUNNING")
+        if launcher:
+            _point_launcher(client, launcher, run, stage)
+    except MlflowException as error:
+        raise InputError(f"MLflow at {shown(client.tracking_uri)} cannot begin a run: {first_line(error)}") from error
+    except InputError:
+        if launched:
+            _fail_quietly(client, launched)
+        raise
+    tracker.set_tags(tags)
+    # A resumed run may continue with other code on another machine: the first record stays.
+    suffix = f"_resume_{attempt}" if attempt else ""
+    write_json(tracker.folder / f"environment{suffix}.json", environment(git))
+    tracker.publish(f"environment{suffix}.json")
+    if git is not None and git.dirty:
+        write_text(tracker.folder / "code" / f"diff{suffix}.patch", git.diff)
+        tracker.publish(f"code/diff{suffix}.patch")
+    return tracker
+
+
+def _create(client: MlflowClient, experiment_id: str, run_name: str | None, tags: Mapping[str, str]) -> Run:
+    # resolve_tags adds MLflow's own: user, source file, git commit.
+    return client.create_run(experiment_id, tags=resolve_tags(dict(tags)), run_name=run_name)
+
+
+def _open_child(parent: MLflowTracker, run_name: str, tags: Mapping[str, str]) -> MLflowTracker:
+    tags = {"bertdyn.stage": parent.stage, **tags, _PARENT: parent.run_id}
+    earlier = [run for run in children(parent.client, parent.run) if run.info.run_name == run_name]
+    if parent.resumed and earlier:
+        run = earlier[-1]
+        parent.client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        run = _create(parent.client, parent.run.info.experiment_id, run_name, tags)
+    return MLflowTracker(
+        parent.client,
+        run,
+        stage=tags["bertdyn.stage"],
+        resumed=parent.resumed and bool(earlier),
+        open_child=_open_child,
+        resources=False,  # the same machine's: the parent records them
+        patience=parent.patience,
+    )
+
+
+def _check_stage(run: Run, stage: str) -> None:
+    begun_as = run.data.tags.get("bertdyn.stage", "")
+    if begun_as != stage:
+        raise InputError(
+            f"resume_run_id: run {run.info.run_id} is a {begun_as or 'foreign'} run; {stage} resumes only {stage} runs"
+        )
+
+
+def _point_launcher(client: MlflowClient, launcher: str, run: Run, stage: str) -> None:
+    link = run_link(run.info.run_id, run.info.experiment_id)
+    client.set_tag(launcher, "bertdyn.resumed_run_id", run.info.run_id)
+    client.set_tag(launcher, "bertdyn.stage", f"{stage}-launcher")
+    client.set_tag(launcher, "mlflow.note.content", f"This run resumed {link}; the results are there.")
+
+
+def _fail_quietly(client: MlflowClient, run_id: str) -> None:
+    """Ends the launcher's run, which `mlflow run` may leave RUNNING; the input error is what matters."""
+    with suppress(MlflowException):
+        client.set_terminated(run_id, "FAILED")

@@ -1,0 +1,88 @@
+"""Drive the real commands: a tiny model with random weights, a real store, real processes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "--from_scratch", "True",
+    "--config_overrides", "num_hidden_layers=2,hidden_size=64,num_attention_heads=4,intermediate_size=128",
+    "--max_train_samples", "240", "--max_validation_samples", "60", "--max_probe_samples", "40",
+    "--max_test_samples", "80", "--per_device_train_batch_size", "16", "--learning_rate", "1e-3",
+)  # fmt: skip
+
+
+@dataclass
+class Workplace:
+    """A folder with its own store and cache."""
+
+    folder: Path
+    uri: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "BERTDYN_CACHE"))}
+        return kept | {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "BERTDYN_CACHE": str(self.folder / "cache"),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "HF_HUB_OFFLINE": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    def start(self, *arguments: str, module: str = "entrypoints.fine_tune") -> subprocess.Popen:
+        """Start a command and return at once."""
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, status: int = 0, module: str = "entrypoints.fine_tune") -> str:
+        """Run a command to its end; return what it printed."""
+        process = self.start(*arguments, module=module)
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == status, f"{out}\n{err}"
+        return out + err
+
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.uri)
+
+    def runs(self, **filters):
+        """All runs of the experiment, the newest first."""
+        experiment = self.client().get_experiment_by_name("bertdyn")
+        return self.client().search_runs([experiment.experiment_id], **filters) if experiment else []
+
+    def points(self, run_id: str) -> dict[tuple[str, int], list[float]]:
+        """(key, step) → every value that the server has, resource readings aside."""
+        client, found = self.client(), {}
+        for key in client.get_run(run_id).data.metrics:
+            if not key.startswith("system/"):
+                for metric in client.get_metric_history(run_id, key):
+                    found.setdefault((key, metric.step), []).append(metric.value)
+        return found
+
+
+@pytest.fixture
+def workplace(tmp_path) -> Workplace:
+    return Workplace(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def artifacts(run) -> Path:
+    """The folder of a run in a local store."""
+    return Path(run.info.artifact_uri.removeprefix("file://"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.end_to_end)
