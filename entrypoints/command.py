@@ -20,6 +20,7 @@ from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bertdyn.errors import InputError
+from bertdyn.tracking.endings import SigtermRaises
 
 if TYPE_CHECKING:
     from bertdyn.tracking.tracker import Tracker
@@ -103,25 +104,31 @@ def open_tracker(stage: str, **options: Any) -> "Tracker":
     from bertdyn.tracking.runs import open_run
     from bertdyn.tracking.tracker import Tracker
 
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_main_process():
         return open_run(stage, **options)
     return Tracker(tempfile.mkdtemp(prefix="bertdyn-"))
 
 
 def run(command: Callable[[], None]) -> None:
     """Run a command; input that is wrong ends it with one line and status 2, without a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if _is_main_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("alembic", "mlflow", "httpx", "sqlalchemy", "urllib3", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     transformers_logging.set_verbosity_error()  # that the head is new is no news here
     transformers_logging.disable_progress_bar()
+    SigtermRaises().install()  # from the start: a run must not stay RUNNING, whenever the signal comes
     try:
         command()
     except InputError as error:
         sys.exit(_one_line(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun
 
 
 def _one_line(error: InputError) -> int:

@@ -170,7 +170,7 @@ class FeatureStore:
         self._write_manifest()
 
     def _allocate(self, folder: Path) -> dict[tuple[str, int], np.ndarray]:
-        arrays = {}
+        arrays: dict[tuple[str, int], np.ndarray] = {}
         for kind in self.manifest.kinds:
             (folder / kind).mkdir(parents=True)
             for layer in self._layers(kind):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from datasets import Dataset
@@ -180,6 +181,7 @@ def make_accelerator(config: FineTuneConfig) -> Accelerator:
     partly_frozen = bool(config.freeze_layers or config.freeze_embeddings)
     try:
         return Accelerator(
+            cpu=not torch.accelerator.is_available(),  # said outright, else accelerate ignores torchrun on a CPU
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),

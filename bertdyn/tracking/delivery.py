@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from bertdyn.files import write_json
+from bertdyn.tracking.endings import signals_held
 from bertdyn.tracking.points import Point
 from bertdyn.tracking.store import first_line, is_refusal, long_requests, shown
 
@@ -122,12 +123,13 @@ class Delivery:
             return False
         started = time.monotonic()
         try:
-            # Metrics first: they are small, and what people watch.
-            self._send_points()
-            self._send_tags()
-            self._send_params()
-            self._send_paths()
-            self._send_jobs()
+            with signals_held():
+                # Metrics first: they are small, and what people watch.
+                self._send_points()
+                self._send_tags()
+                self._send_params()
+                self._send_paths()
+                self._send_jobs()
         except Exception as error:  # whatever a driver, the network or a proxy raises: the run goes on
             self._failed(error, time.monotonic() - started)
         return not self.waiting()

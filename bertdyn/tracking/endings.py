@@ -7,6 +7,8 @@ its own end state.
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -51,6 +53,34 @@ class SigtermRaises:
             # None stands for a handler that was not installed from Python; it cannot be put back.
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
             self._installed = False
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Lets a request to the store end before Ctrl-C or SIGTERM takes effect; a second one does not wait.
+
+    An exception in the middle of a transaction leaves a SQLite store locked against this very
+    process, which then could not even record how the run ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
+        received.append(number)
+
+    previous: dict[int, Any] = {n: signal.signal(n, hold) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for held, handler in previous.items():
+            signal.signal(held, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:

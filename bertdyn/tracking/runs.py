@@ -15,8 +15,9 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from bertdyn.errors import InputError
 from bertdyn.files import write_json, write_text
+from bertdyn.tracking.endings import run_status, signals_held
 from bertdyn.tracking.mlflow_tracker import MLflowTracker
-from bertdyn.tracking.provenance import environment, git_state, source_folder
+from bertdyn.tracking.provenance import GitState, environment, git_state, source_folder
 from bertdyn.tracking.store import children, connect, find_experiment, find_run, first_line, run_link, shown
 
 EXPERIMENT = "bertdyn"
@@ -51,49 +52,55 @@ def open_run(
     tags = {"bertdyn.stage": stage, **(tags or {})}
     if git is not None:
         tags["git.dirty"] = str(git.dirty).lower()
+    ours = [launched] if launched else []  # the runs that must not stay RUNNING if this goes wrong
     try:
-        launcher = None
         attempt = 0
-        if resume_run_id and resume_run_id != launched:
-            run = find_run(client, resume_run_id)
+        resumes_another = bool(resume_run_id) and resume_run_id != launched
+        if resumes_another:
+            run = find_run(client, resume_run_id or "")
             _check_stage(run, stage)
-            launcher = launched
             attempt = int(run.data.tags.get("bertdyn.resumed_times", "0")) + 1
+            tags["bertdyn.resumed_times"] = str(attempt)
         elif launched:
             run = find_run(client, launched)
         else:
-            run = _create(client, find_experiment(client, EXPERIMENT), run_name, tags)
+            with signals_held():
+                run = _create(client, find_experiment(client, EXPERIMENT), run_name, tags)
+                ours.append(run.info.run_id)
         tracker = MLflowTracker(
             client,
             run,
             stage=stage,
             resumed=bool(resume_run_id) or bool(launched and run.data.metrics),
-            launcher=launcher,
+            launcher=launched if resumes_another else None,
             open_child=_open_child,
             resources=os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0"),
             patience=patience,
         )
-        if attempt:
-            tags["bertdyn.resumed_times"] = str(attempt)
         if resume_run_id or launched:
             client.update_run(run.info.run_id, status="RUNNING")
-        if launcher:
-            _point_launcher(client, launcher, run, stage)
-    except MlflowException as error:
-        raise InputError(f"MLflow at {shown(client.tracking_uri)} cannot begin a run: {first_line(error)}") from error
-    except InputError:
-        if launched:
-            _fail_quietly(client, launched)
+            ours.append(run.info.run_id)
+        if launched and resumes_another:
+            _point_launcher(client, launched, run, stage)
+        _record_origin(tracker, tags, git, f"_resume_{attempt}" if attempt else "")
+    except BaseException as error:  # Ctrl-C and SIGTERM, too
+        for run_id in ours:
+            _end_quietly(client, run_id, run_status(error))
+        if isinstance(error, MlflowException):
+            uri = shown(client.tracking_uri)
+            raise InputError(f"MLflow at {uri} cannot begin a run: {first_line(error)}") from error
         raise
+    return tracker
+
+
+def _record_origin(tracker: MLflowTracker, tags: Mapping[str, str], git: GitState | None, suffix: str) -> None:
+    """Tags, environment and uncommitted code; a resumed run keeps its first record beside the new one."""
     tracker.set_tags(tags)
-    # A resumed run may continue with other code on another machine: the first record stays.
-    suffix = f"_resume_{attempt}" if attempt else ""
     write_json(tracker.folder / f"environment{suffix}.json", environment(git))
     tracker.publish(f"environment{suffix}.json")
     if git is not None and git.dirty:
         write_text(tracker.folder / "code" / f"diff{suffix}.patch", git.diff)
         tracker.publish(f"code/diff{suffix}.patch")
-    return tracker
 
 
 def _create(client: MlflowClient, experiment_id: str, run_name: str | None, tags: Mapping[str, str]) -> Run:
@@ -135,7 +142,7 @@ def _point_launcher(client: MlflowClient, launcher: str, run: Run, stage: str) -
     client.set_tag(launcher, "mlflow.note.content", f"This run resumed {link}; the results are there.")
 
 
-def _fail_quietly(client: MlflowClient, run_id: str) -> None:
-    """Ends the launcher's run, which `mlflow run` may leave RUNNING; the input error is what matters."""
+def _end_quietly(client: MlflowClient, run_id: str, status: str) -> None:
+    """Ends a run that never got under way; the error that led here is what matters."""
     with suppress(MlflowException):
-        client.set_terminated(run_id, "FAILED")
+        client.set_terminated(run_id, status)

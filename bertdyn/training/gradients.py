@@ -15,7 +15,7 @@ def tensor_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
     with_gradient = [i for i, p in enumerate(parameters) if p.grad is not None]
     if with_gradient:
         # The foreach kernel is what torch.nn.utils.get_total_norm itself uses, before it sums up.
-        found = torch._foreach_norm([parameters[i].grad for i in with_gradient])
+        found = torch._foreach_norm([parameters[i].grad for i in with_gradient])  # type: ignore[misc]
         norms[with_gradient] = torch.stack(found).float()
     return norms
 

@@ -31,6 +31,7 @@ class Workplace:
         return kept | {
             "MLFLOW_TRACKING_URI": self.uri,
             "BERTDYN_CACHE": str(self.folder / "cache"),
+            "MLFLOW_EXPERIMENT_NAME": "bertdyn",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "HF_HUB_OFFLINE": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -72,9 +73,16 @@ class Workplace:
         return found
 
 
+def make_workplace(folder: Path) -> Workplace:
+    """A new store whose artifacts lie in `folder`, too (by default they would go to the current folder)."""
+    workplace = Workplace(folder, f"sqlite:///{folder}/mlflow.db")
+    workplace.client().create_experiment("bertdyn", artifact_location=f"file://{folder}/artifacts")
+    return workplace
+
+
 @pytest.fixture
 def workplace(tmp_path) -> Workplace:
-    return Workplace(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    return make_workplace(tmp_path)
 
 
 def artifacts(run) -> Path:

@@ -56,6 +56,26 @@ def test_end_states(client, process, ending, sent, status, code):
         assert client.get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_a_request(client, process, number):
+    """Sent from inside a transaction of a SQLite store: it ends first, and the end state can be recorded."""
+    lines = [
+        "import sqlalchemy",
+        "@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, 'before_cursor_execute')",
+        "def interrupt(connection, cursor, statement, *_):",
+        f"    if statement.startswith('INSERT INTO metrics'): os.kill(os.getpid(), {int(number)})",
+        "tracker.log_metrics({'accuracy': 0.5}, 5)",
+        SLEEP,
+    ]
+    script = RUN.replace("ENDING", "\n    ".join(lines))
+    running = process(script)
+    run_id = running.stdout.readline().strip()
+    running.wait(timeout=60)
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["accuracy"] == 0.5
+
+
 def test_a_child_is_killed_with_its_parent(client, process):
     script = RUN.replace(
         "ENDING", "with tracker.child('inner') as inner: print(inner.run_id, flush=True); time.sleep(60)"
