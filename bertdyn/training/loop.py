@@ -60,6 +60,9 @@ class Listener:
     def on_epoch_end(self, progress: Progress) -> None:
         """After the last batch of an epoch, and once for epoch 0."""
 
+    def on_train_end(self, progress: Progress) -> None:
+        """When the training is over, by an error too."""
+
 
 class AtEpochEnd(Listener):
     """Calls a function with the progress at the end of every epoch."""
@@ -110,42 +113,44 @@ def train(
     parameters = list(model.parameters())
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     progress = progress or Progress()
-    if progress.epoch < 0:
-        progress.epoch = 0
-        progress.history.append({})
-        _tell(listeners, "on_epoch_end", progress)
-
-    while progress.epoch < num_epochs and not progress.stop:
-        progress.epoch += 1
-        progress.history.append({})
-        set_seed(epoch_seed(seed, progress.epoch), device_specific=True)
-        batches.set_epoch(progress.epoch)  # type: ignore[attr-defined]  # accelerate's DataLoader has it
-        _tell(listeners, "on_epoch_start", progress)
-        model.train()
-        total = torch.zeros(2, device=accelerator.device)  # sum of losses, number of examples
-        for batch in batches:
-            with accelerator.accumulate(model):
-                loss = loss_function(model, batch)
-                accelerator.backward(loss)
+    try:
+        if progress.epoch < 0:
+            progress.epoch = 0
+            progress.history.append({})
+            _tell(listeners, "on_epoch_end", progress)
+        while progress.epoch < num_epochs and not progress.stop:
+            progress.epoch += 1
+            progress.history.append({})
+            set_seed(epoch_seed(seed, progress.epoch), device_specific=True)
+            batches.set_epoch(progress.epoch)  # type: ignore[attr-defined]  # accelerate's DataLoader has it
+            _tell(listeners, "on_epoch_start", progress)
+            model.train()
+            total = torch.zeros(2, device=accelerator.device)  # sum of losses, number of examples
+            for batch in batches:
+                with accelerator.accumulate(model):
+                    loss = loss_function(model, batch)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.unscale_gradients()
+                        norms = tensor_norms(parameters)
+                        clip_gradients(parameters, norms, max_grad_norm)
+                        _tell(listeners, "on_gradients", progress, norms)
+                    optimizer.step()
+                    optimizer.zero_grad()
                 if accelerator.sync_gradients:
-                    accelerator.unscale_gradients()
-                    norms = tensor_norms(parameters)
-                    clip_gradients(parameters, norms, max_grad_norm)
-                    _tell(listeners, "on_gradients", progress, norms)
-                optimizer.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                progress.step += 1
-                if not accelerator.optimizer_step_was_skipped:  # fp16 overflow
-                    scheduler.step()
-            loss = loss.detach()
-            total[0] += loss * find_batch_size(batch)
-            total[1] += find_batch_size(batch)
-            _tell(listeners, "on_step_end", progress, batch, loss)
-        total = accelerator.reduce(total)
-        progress.metrics["train/loss"] = float(total[0] / total[1])
-        progress.metrics["train/learning_rate"] = float(scheduler.get_last_lr()[0])
-        _tell(listeners, "on_epoch_end", progress)
+                    progress.step += 1
+                    if not accelerator.optimizer_step_was_skipped:  # fp16 overflow
+                        scheduler.step()
+                loss = loss.detach()
+                total[0] += loss * find_batch_size(batch)
+                total[1] += find_batch_size(batch)
+                _tell(listeners, "on_step_end", progress, batch, loss)
+            total = accelerator.reduce(total)
+            progress.metrics["train/loss"] = float(total[0] / total[1])
+            progress.metrics["train/learning_rate"] = float(scheduler.get_last_lr()[0])
+            _tell(listeners, "on_epoch_end", progress)
+    finally:
+        _tell(listeners, "on_train_end", progress)
     return progress
 
 

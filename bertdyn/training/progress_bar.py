@@ -39,5 +39,7 @@ class ProgressBar(Listener):
     def on_epoch_end(self, progress: Progress) -> None:
         found = "  ".join(f"{key} {progress.metrics[key]:.3f}" for key in self.shown if key in progress.metrics)
         tqdm.write(f"epoch {progress.epoch}/{self.num_epochs}  {found}")
-        if self.bar is not None and (progress.epoch == self.num_epochs or progress.stop):
+
+    def on_train_end(self, progress: Progress) -> None:
+        if self.bar is not None:
             self.bar.close()
