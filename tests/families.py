@@ -1,10 +1,11 @@
 """A small random checkpoint of every family, with a real tokenizer class, made on the spot.
 
-BERT's vocabulary comes from the packaged MiniLM; the others are learned from a few sentences, since
-their weights and vocabularies cannot be had without a hub.
+BERT's vocabulary comes from the packaged MiniLM, CamemBERT's from the data folder where that is given;
+the others are learned from a few sentences, since they cannot be had without a hub.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def _byte_level(folder: Path) -> PreTrainedTokenizerBase:
     return RobertaTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
+def _camembert(folder: Path) -> PreTrainedTokenizerBase:
+    data = os.environ.get("BERTDYN_DATA")
+    return AutoTokenizer.from_pretrained(Path(data) / "tokenizers/camembert") if data else _byte_level(folder)
+
+
 def _unigram(folder: Path) -> PreTrainedTokenizerBase:
     unigram = SentencePieceUnigramTokenizer()
     unigram.train_from_iterator(
@@ -94,7 +100,7 @@ def _moses_bpe(folder: Path) -> PreTrainedTokenizerBase:
 _TOKENIZERS: dict[str, Callable[[Path], PreTrainedTokenizerBase]] = {
     "bert": _wordpiece,
     "roberta": _byte_level,
-    "camembert": _byte_level,  # its own class, with the real file, is tested where the data folder is given
+    "camembert": _camembert,
     "distilbert": _wordpiece,
     "albert": _unigram,
     "flaubert": _moses_bpe,

@@ -1,0 +1,117 @@
+"""The step as a function, without MLflow, for every family."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertdyn.features.store import FeatureStore
+from bertdyn.steps.config import FineTuneConfig
+from bertdyn.steps.fine_tune import fine_tune
+from bertdyn.tracking.tracker import Tracker
+from tests.families import FAMILIES, LAYERS
+
+SMALL = {
+    "max_train_samples": 48,
+    "max_validation_samples": 20,
+    "max_probe_samples": 12,
+    "max_test_samples": 20,
+    "per_device_train_batch_size": 16,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_and_is_kept(checkpoints, family, tmp_path):
+    config = FineTuneConfig(model_name_or_path=str(checkpoints[family]), num_train_epochs=2, **SMALL)
+    result = fine_tune(config, Tracker(tmp_path))
+    assert result.best_epoch in (1, 2)
+    assert "fine-tuned, best epoch" in result.summary
+    dynamics = pd.read_parquet(tmp_path / "dynamics.parquet")
+    assert "other" not in set(dynamics["component"])
+    trained = dynamics[(dynamics["epoch"] == 2) & dynamics["component"].isin(["query", "ffn_in", "word_embeddings"])]
+    assert (trained["update_norm"] > 0).all()
+    store = FeatureStore.open(tmp_path / "features")
+    assert store.manifest.layers == list(range(LAYERS + 1))
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {m["step"] for m in metrics if m["key"] == "eval/loss"} == {0, 1, 2}
+    # the kept model says of the probe part what the stored predictions say
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoints/epoch_002").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoints/epoch_002")
+    examples = store.examples()
+    for i, text in enumerate(examples["text"]):
+        inputs = {k: v for k, v in tokenizer(text, return_tensors="pt").items() if k in tokenizer.model_input_names}
+        with torch.inference_mode():
+            logits = model(**inputs).logits[0]
+        torch.testing.assert_close(logits, torch.tensor(store.logits("epoch_002")[i]), atol=1e-5, rtol=0)
+
+
+def test_pairs_of_texts(checkpoints, tmp_path):
+    rows = [{"text": f"a film {i}", "other": f"a review {i}", "label": i % 2} for i in range(120)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    config = FineTuneConfig(
+        model_name_or_path=str(checkpoints["bert"]), num_train_epochs=1, dataset=str(file), text_pair_column="other"
+    )
+    fine_tune(config, Tracker(tmp_path / "run"))
+    examples = FeatureStore.open(tmp_path / "run/features").examples()
+    assert examples["text_pair"].str.startswith("a review").all()
+
+
+def test_seeds_differ_and_repeat(checkpoints, tmp_path):
+    def weights(seed: int, folder: str) -> bytes:
+        config = FineTuneConfig(model_name_or_path=str(checkpoints["bert"]), num_train_epochs=1, seed=seed, **SMALL)
+        fine_tune(config, Tracker(tmp_path / folder))
+        return (tmp_path / folder / "checkpoints/epoch_001/model.safetensors").read_bytes()
+
+    assert weights(0, "a") == weights(0, "b")
+    assert weights(0, "a2") != weights(1, "c")
+
+
+def test_what_is_watched_does_not_change_the_training(checkpoints, tmp_path):
+    """Features, attention and log-spaced checkpoints on or off: the same weights, bit for bit."""
+
+    def weights(folder: str, **options) -> bytes:
+        config = FineTuneConfig(model_name_or_path=str(checkpoints["bert"]), num_train_epochs=2, **SMALL, **options)
+        fine_tune(config, Tracker(tmp_path / folder))
+        return (tmp_path / folder / "checkpoints/epoch_002/model.safetensors").read_bytes()
+
+    assert weights("off", store_features=False) == weights("on", store_attention=True, log_spaced_checkpoints=True)
+
+
+def test_early_stopping_keeps_the_best(checkpoints, tmp_path):
+    config = FineTuneConfig(
+        model_name_or_path=str(checkpoints["bert"]),
+        num_train_epochs=6,
+        early_stopping_patience=1,
+        learning_rate=1e-9,
+        **SMALL,
+    )
+    result = fine_tune(config, Tracker(tmp_path))
+    assert result.best_epoch == 1  # nothing moves, ties go to the earliest
+    manifest = json.loads((tmp_path / "checkpoints/manifest.json").read_text())
+    assert manifest["states"] == {"pretrained": "epoch_000", "best": "epoch_001", "last": "epoch_002"}
+
+
+def test_frozen_parts_do_not_move(checkpoints, tmp_path):
+    config = FineTuneConfig(
+        model_name_or_path=str(checkpoints["bert"]),
+        num_train_epochs=3,
+        freeze_layers=2,
+        freeze_embeddings=True,
+        freeze_epochs=1,
+        gradual_unfreezing=True,
+        **SMALL,
+    )
+    fine_tune(config, Tracker(tmp_path))
+    dynamics = pd.read_parquet(tmp_path / "dynamics.parquet")
+    moved = dynamics[dynamics["update_norm"] > 0].groupby("epoch")["layer"].unique()
+    assert set(moved[1].dropna()) == {3}
+    assert set(moved[2].dropna()) == {2, 3}
+    assert set(moved[3].dropna()) == {1, 2, 3}
+    embeddings = dynamics[dynamics["component"] == "word_embeddings"].set_index("epoch")["update_norm"]
+    assert embeddings[3] == 0
+    lr = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [m["value"] for m in lr if m["key"] == "train/learning_rate"]
+    assert rates == sorted(rates, reverse=True)  # no restart of the schedule at an unfreezing
