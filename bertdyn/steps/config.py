@@ -37,7 +37,8 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.seed_list()
+        if self.seed_list() and self.register_as:
+            raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
         if self.store_attention and not self.store_features:
             raise InputError("--store_attention true needs --store_features true")
         if self.early_stopping_patience and self.early_stopping_patience >= self.num_train_epochs:

@@ -4,43 +4,32 @@ This module wires the parts together and holds no science: data → model → th
 its listeners → the best epoch's scores, once, on the test part → report.
 """
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list, set_seed
-from datasets import Dataset
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from bertdyn.data.batching import make_batches
-from bertdyn.data.loading import load_data
-from bertdyn.data.text_data import TextData
-from bertdyn.data.tokenization import tokenize_parts
-from bertdyn.errors import InputError
 from bertdyn.features.extraction import example_rows, extract_pooled, pooled_layers, token_rows
 from bertdyn.features.store import FeatureStore, Manifest
-from bertdyn.files import cache_folder, write_json
-from bertdyn.models.loading import check_max_length, load_config, load_model, load_tokenizer
+from bertdyn.models.loading import load_model
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.steps.fine_tune_report import Findings, seeds_report, write_report
+from bertdyn.steps.fine_tune_report import Findings, write_report
+from bertdyn.steps.preparation import Texts, batches_of, load_texts, make_accelerator, record_inputs, start_model
+from bertdyn.steps.resuming import earlier_progress
 from bertdyn.tasks import classification as task
-from bertdyn.tracking.locations import check_unfinished, load_run_config, require_source, resolve_model
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
     TRAINING_STATE,
     Checkpoints,
     checkpoint_path,
-    load_progress,
     load_training_state,
 )
 from bertdyn.training.dynamics import Dynamics
@@ -56,20 +45,12 @@ from bertdyn.training.selection import EarlyStopping, best_epoch
 class FineTuneResult:
     """What a fine-tuning run found."""
 
-    best_epoch: int
+    best_epoch: int | None
+    """By validation accuracy; None for several seeds, of which each has its own."""
     scores: pd.DataFrame
     """One row per part, state and baseline: accuracy with its interval, macro and weighted F1, loss."""
     summary: str
     """The run's report, Markdown."""
-
-
-class Texts(NamedTuple):
-    """The data as text and as tokens."""
-
-    data: TextData
-    tokenizer: PreTrainedTokenizerBase
-    tokens: dict[str, Dataset]
-    """Part → tokenised rows."""
 
 
 @dataclass(frozen=True)
@@ -130,152 +111,6 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     )
     accelerator.wait_for_everyone()
     return finish(job, progress)
-
-
-def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
-    """One child run per seed of `config.seeds`, and what they have in common.
-
-    Data and parts are the same for all seeds; new weights, order of batches and dropout differ.
-    """
-    tracker.log_config(dataclasses.asdict(config))
-    results = {}
-    for seed in config.seed_list():
-        child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
-        with tracker.child(child_config.default_run_name(), {}) as child:
-            results[seed] = fine_tune(child_config, child)
-    table = pd.concat([result.scores.assign(seed=seed) for seed, result in results.items()], ignore_index=True)
-    summary, intervals = seeds_report(config, table)
-    tracker.log_table(table, "seeds")
-    tracker.log_metrics(intervals, config.num_train_epochs)
-    tracker.note(summary)
-    return FineTuneResult(0, table, summary)
-
-
-def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
-    """The options with which the run `config.resume_run_id` was started.
-
-    Raises
-    ------
-    InputError
-        If there is no such fine-tuning run, it has ended well, or an option that was given now says
-        something else.
-    """
-    run_id = config.resume_run_id or ""
-    require_source(run_id, ("fine-tune",))
-    stored = load_run_config(run_id)
-    for name in sorted(given - {"resume_run_id"}):
-        if name not in stored or getattr(config, name) != stored[name]:
-            raise InputError(
-                f"--{name} {getattr(config, name)!r}: run {run_id} was started with {stored.get(name)!r}; "
-                "a resumed run keeps its options, so leave the flag out"
-            )
-    check_unfinished(run_id)
-    fields = {field.name for field in dataclasses.fields(FineTuneConfig)}
-    if set(stored) != fields:
-        raise InputError(f"--resume_run_id {run_id}: that run was made by another version of bertdyn")
-    return FineTuneConfig(**stored | {"resume_run_id": run_id})
-
-
-def make_accelerator(config: FineTuneConfig) -> Accelerator:
-    """Device, precision and processes, as accelerate or torchrun set them up."""
-    partly_frozen = bool(config.freeze_layers or config.freeze_embeddings)
-    try:
-        return Accelerator(
-            cpu=not torch.accelerator.is_available(),  # said outright, else accelerate ignores torchrun on a CPU
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            dataloader_config=DataLoaderConfiguration(non_blocking=True),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partly_frozen)],
-        )
-    except ValueError as error:
-        raise InputError(f"--mixed_precision {config.mixed_precision}: {error}") from error
-
-
-def load_texts(config: FineTuneConfig, accelerator: Accelerator) -> Texts:
-    """All parts of the data, tokenised (once, by the main process; the others read its cache)."""
-    name = resolve_model(config.model_name_or_path)
-    model_config = load_config(name, trust_remote_code=config.trust_remote_code)
-    check_max_length(model_config, config.max_length)
-    tokenizer = load_tokenizer(config.tokenizer_name or name, trust_remote_code=config.trust_remote_code)
-    data = load_data(config)
-    with accelerator.main_process_first():
-        tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"))
-    return Texts(data, tokenizer, tokens)
-
-
-def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> None:
-    """Write down what goes in; refuse to resume on data that changed.
-
-    Raises
-    ------
-    InputError
-        If an earlier attempt at this run saw other data.
-    """
-    data = texts.data
-    if config.resume_run_id:
-        seen = json.loads(tracker.fetch("data.json").read_text())["fingerprint"]
-        if seen != data.fingerprint:
-            raise InputError(f"the data of run {config.resume_run_id} changed since it was started: {data.source}")
-    tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
-    write_json(tracker.folder / "data.json", {"fingerprint": data.fingerprint, "source": data.source, **data.report})
-    tracker.publish("data.json")
-    for part, table in data.parts.items():
-        context = {"train": "training"}.get(part, part)
-        tracker.log_dataset(table, f"{data.name}-{part}", data.source, data.fingerprint[:8], context, "label")
-
-
-def earlier_progress(
-    config: FineTuneConfig, tracker: Tracker, folder: Path, accelerator: Accelerator
-) -> Progress | None:
-    """How far an interrupted attempt at this run came, with all its files in `folder`; None for a new run."""
-    if not config.resume_run_id:
-        return None
-    if accelerator.is_main_process:
-        try:
-            progress = load_progress(tracker.fetch(TRAINING_STATE))
-        except FileNotFoundError:  # it did not come to the end of epoch 0
-            pass
-        else:
-            for path in ("dynamics.parquet", checkpoint_path(0), checkpoint_path(progress.epoch)):
-                tracker.fetch(path)
-            if config.store_features:
-                tracker.fetch("features")
-            # What was reached is perhaps not all on the server; points that it has are not sent again.
-            for epoch, metrics in enumerate(progress.history):
-                tracker.log_metrics(metrics, epoch)
-    accelerator.wait_for_everyone()
-    state = folder / TRAINING_STATE
-    return load_progress(state) if state.exists() else None
-
-
-def start_model(config: FineTuneConfig, texts: Texts, folder: Path, progress: Progress | None) -> PreTrainedModel:
-    """The model to train: as the options say, or from the checkpoint of the epoch that was reached."""
-    set_seed(config.seed)
-    labels = texts.data.label_names
-    if progress:
-        return load_model(str(folder / checkpoint_path(progress.epoch)), task.NAME, label_names=labels)
-    model = load_model(
-        resolve_model(config.model_name_or_path),
-        task.NAME,
-        label_names=labels,
-        from_scratch=config.from_scratch,
-        config_overrides=config.config_overrides,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if len(texts.tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(texts.tokenizer)} tokens, the model embeds {model.config.vocab_size}: "
-            "they do not belong together (--tokenizer_name, --model_name_or_path)"
-        )
-    return model
-
-
-def batches_of(part: str, config: FineTuneConfig, texts: Texts, accelerator: Accelerator) -> DataLoader:
-    """Batches of one part: shuffled by epoch for training, by length and prepared for everything else."""
-    training = part == "train"
-    size = config.per_device_train_batch_size if training else config.per_device_eval_batch_size
-    loader = make_batches(texts.tokens[part], texts.tokenizer, size, shuffle=training, seed=config.seed)
-    return loader if training else accelerator.prepare(loader)
 
 
 def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:

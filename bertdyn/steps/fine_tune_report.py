@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from bertdyn.data.text_data import TextData
 from bertdyn.features.store import FeatureStore
@@ -193,43 +191,3 @@ def figure_lines(found: Findings) -> list[str]:
         f"`training_curves`, `dynamics_by_layer`, `dynamics_by_component`, `confusion_matrix`{features}. "
         "Tables: `scores`, `history`, `dynamics`, `class_report`, `confusion`, `predictions` (parquet).",
     ]
-
-
-def seeds_report(config: FineTuneConfig, table: pd.DataFrame) -> tuple[str, dict[str, float]]:
-    """The report and the metrics of a run over several seeds.
-
-    `table` holds every seed's scores. The 95 % interval is Student's t over seeds: what another
-    seed's mean would give on the same test part, not what another test part would.
-    """
-    lines = [
-        f"## Fine-tuning `{config.model_name_or_path}` on `{config.dataset}`, seeds {config.seeds}",
-        "",
-        "| | test accuracy, mean | 95 % interval (over seeds) | each seed | validation accuracy, mean |",
-        "|---|---|---|---|---|",
-    ]
-    metrics: dict[str, float] = {}
-    for (state, baseline), name in NAMES.items():
-        rows = table[(table["state"] == state) & (table["baseline"] == baseline)]
-        test = rows[rows["part"] == "test"]["accuracy"].to_numpy()
-        validation = rows[rows["part"] == "validation"]["accuracy"].mean()
-        low, high = t_interval(test)
-        each = ", ".join(f"{value:.3f}" for value in test)
-        lines.append(f"| {name} | {test.mean():.3f} | {low:.3f} – {high:.3f} | {each} | {validation:.3f} |")
-        if state == "best":
-            metrics = {
-                "test/accuracy": float(test.mean()),
-                "test/accuracy_low": low,
-                "test/accuracy_high": high,
-                "test/accuracy_std": float(test.std(ddof=1)),
-                "best/accuracy": float(validation),
-            }
-    lines += ["", "Each seed is a child run; extract, probe, sae and prune take one of them as their source."]
-    return "\n".join(lines), metrics
-
-
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds, by Student's t."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
-    return float(low), float(high)

@@ -1,0 +1,78 @@
+"""One fine-tuning with several seeds: a child run each, and what they have in common."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bertdyn.steps.config import FineTuneConfig
+from bertdyn.steps.fine_tune import FineTuneResult, fine_tune
+from bertdyn.steps.fine_tune_report import NAMES
+from bertdyn.tracking.tracker import Tracker
+
+
+def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
+    """One child run per seed of `config.seeds`, and what they have in common.
+
+    Data and parts are the same for all seeds; new weights, order of batches and dropout differ.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with data, model or options.
+    """
+    tracker.log_config(dataclasses.asdict(config))
+    results = {}
+    for seed in config.seed_list():
+        child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
+        with tracker.child(child_config.default_run_name(), {}) as child:
+            results[seed] = fine_tune(child_config, child)
+    table = pd.concat([result.scores.assign(seed=seed) for seed, result in results.items()], ignore_index=True)
+    if table.empty:  # not the main process
+        return FineTuneResult(None, table, "")
+    summary, intervals = seeds_report(config, table)
+    tracker.log_table(table, "seeds")
+    tracker.log_metrics(intervals, config.num_train_epochs)
+    tracker.note(summary)
+    return FineTuneResult(None, table, summary)
+
+
+def seeds_report(config: FineTuneConfig, table: pd.DataFrame) -> tuple[str, dict[str, float]]:
+    """The report and the metrics of a run over several seeds.
+
+    `table` holds every seed's scores. The 95 % interval is Student's t for the mean over seeds, on
+    this test part; what another test part would give is in each child's own interval over examples.
+    """
+    lines = [
+        f"## Fine-tuning `{config.model_name_or_path}` on `{config.dataset}`, seeds {config.seeds}",
+        "",
+        "| | test accuracy, mean | 95 % interval (over seeds) | each seed | validation accuracy, mean |",
+        "|---|---|---|---|---|",
+    ]
+    metrics: dict[str, float] = {}
+    for (state, baseline), name in NAMES.items():
+        rows = table[(table["state"] == state) & (table["baseline"] == baseline)]
+        test = rows[rows["part"] == "test"]["accuracy"].to_numpy()
+        validation = rows[rows["part"] == "validation"]["accuracy"].mean()
+        low, high = t_interval(test)
+        each = ", ".join(f"{value:.3f}" for value in test)
+        lines.append(f"| {name} | {test.mean():.3f} | {low:.3f} – {high:.3f} | {each} | {validation:.3f} |")
+        if state == "best":
+            metrics = {
+                "test/accuracy": float(test.mean()),
+                "test/accuracy_low": low,
+                "test/accuracy_high": high,
+                "test/accuracy_std": float(test.std(ddof=1)),
+                "best/accuracy": float(validation),
+            }
+    lines += ["", "Each seed is a child run; extract, probe, sae and prune take one of them as their source."]
+    return "\n".join(lines), metrics
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds, by Student's t."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    return float(low), float(high)
