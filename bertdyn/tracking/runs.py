@@ -5,6 +5,7 @@ resumed. When `mlflow run` resumes an earlier run, the launcher's run points to 
 """
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -22,6 +23,7 @@ from bertdyn.tracking.store import children, connect, find_experiment, find_run,
 
 EXPERIMENT = "bertdyn"
 _PARENT = "mlflow.parentRunId"
+_RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # as MLflow makes them: valuable-perch-591
 
 
 def open_run(
@@ -36,7 +38,7 @@ def open_run(
 
     Args:
         stage: `fine-tune`, `extract`, …: the tag `bertdyn.stage`.
-        run_name: of a new run; a run that `mlflow run` made keeps its name.
+        run_name: of a new run, and of one that `mlflow run` made with a random name.
         tags: further tags.
         resume_run_id: the run to continue; empty for none.
         patience: seconds that the end waits for a server that is away (default: `mlflow_tracker.PATIENCE`).
@@ -63,6 +65,8 @@ def open_run(
             tags["bertdyn.resumed_times"] = str(attempt)
         elif launched:
             run = find_run(client, launched)
+            if run_name and _RANDOM_NAME.fullmatch(run.info.run_name or ""):
+                client.update_run(launched, name=run_name)
         else:
             with signals_held():
                 run = _create(client, find_experiment(client, EXPERIMENT), run_name, tags)

@@ -145,6 +145,7 @@ def test_mlflow_run_gives_the_same_run(finished, workplace):
     assert done.returncode == 0, done.stderr
     [run] = workplace.runs()
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == first.info.run_name
     points = _deterministic(workplace.points(run.info.run_id))
     assert points == _deterministic(by_module.points(first.info.run_id))
     declared = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["fine-tune"]["parameters"]

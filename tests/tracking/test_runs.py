@@ -151,6 +151,15 @@ def test_the_run_of_mlflow_run_is_joined_and_its_params_stay(client, monkeypatch
     assert client.get_experiment_by_name("bertdyn") is None
 
 
+@pytest.mark.parametrize(("name", "becomes"), [(None, "ours"), ("the user's", "the user's")])
+def test_a_random_name_gives_way_to_one_that_says_something(client, monkeypatch, name, becomes):
+    launched = client.create_run("0", run_name=name)
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
+    with open_run("fine-tune", run_name="ours"):
+        pass
+    assert client.get_run(launched.info.run_id).info.run_name == becomes
+
+
 def test_the_environment_names_the_experiment(client, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     with open_run("extract") as tracker:
