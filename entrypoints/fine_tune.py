@@ -9,7 +9,8 @@ from entrypoints.command import open_tracker, parse, run
 
 DESCRIPTION = (
     "Fine-tune an encoder on text classification. Every epoch's checkpoint, parameter and gradient norms and "
-    "pooled features are kept; extract, compare, probe, sae and prune start from the run that this command prints."
+    "pooled features are kept in an MLflow run, from before the first step on. The run id that is printed at the "
+    "end is how later commands find it all."
 )
 
 
@@ -38,6 +39,8 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
         result = fine_tune_seeds(config, tracker) if config.seeds else fine_tune(config, tracker)
     if result.summary:  # the main process's
         print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+        if not config.seeds:
+            print(f"go on    --model_name_or_path runs:/{tracker.run_id}/checkpoints/best   (another fine-tune)")
 
 
 def see_it(uri: str | None) -> str:

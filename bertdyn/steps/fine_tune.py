@@ -167,7 +167,9 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
     """Pooled features of the probe part after every epoch."""
     folder, part, tokens = job.folder / "features", "probe", job.texts.tokens["probe"]
     table = job.texts.data.parts[part]
-    if job.accelerator.is_main_process and not progress:
+    if job.accelerator.is_main_process and progress:
+        FeatureStore.open(folder).keep_states([f"epoch_{epoch:03d}" for epoch in range(progress.epoch + 1)])
+    elif job.accelerator.is_main_process:
         lengths = np.array(tokens["length"])
         with_tokens = job.config.store_attention
         manifest = Manifest(
@@ -185,16 +187,16 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
             manifest,
             token_rows(table["example_id"], tokens["input_ids"], job.texts.tokenizer) if with_tokens else None,
         )
+        job.tracker.publish("features")
     job.accelerator.wait_for_everyone()
     store = FeatureStore.open(folder)
-    if progress:
-        store.keep_states([f"epoch_{epoch:03d}" for epoch in range(progress.epoch + 1)])
 
     def extract(progress: Progress) -> None:
         state = f"epoch_{progress.epoch:03d}"
         extract_pooled(job.accelerator, job.model, job.batches[part], store, state)
         if job.accelerator.is_main_process:
-            job.tracker.publish("features")
+            for path in (state, "examples.parquet", "manifest.json"):  # the manifest, which names the state, last
+                job.tracker.publish(f"features/{path}")
 
     return AtEpochEnd(extract)
 

@@ -75,7 +75,10 @@ def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> Non
     """
     data = texts.data
     if config.resume_run_id:
-        seen = json.loads(tracker.fetch("data.json").read_text())["fingerprint"]
+        try:
+            seen = json.loads(tracker.fetch("data.json").read_text())["fingerprint"]
+        except FileNotFoundError:  # that attempt did not come so far
+            seen = data.fingerprint
         if seen != data.fingerprint:
             raise InputError(f"the data of run {config.resume_run_id} changed since it was started: {data.source}")
     tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})

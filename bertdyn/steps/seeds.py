@@ -1,6 +1,7 @@
 """One fine-tuning with several seeds: a child run each, and what they have in common."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -23,26 +24,28 @@ def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
         Whatever is wrong with data, model or options.
     """
     tracker.log_config(dataclasses.asdict(config))
-    results = {}
+    results, links = {}, {}
     for seed in config.seed_list():
         child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
         with tracker.child(child_config.default_run_name(), {}) as child:
             results[seed] = fine_tune(child_config, child)
+            links[seed] = child.link()
     table = pd.concat([result.scores.assign(seed=seed) for seed, result in results.items()], ignore_index=True)
     if table.empty:  # not the main process
         return FineTuneResult(None, table, "")
-    summary, intervals = seeds_report(config, table)
+    summary, intervals = seeds_report(config, table, links)
     tracker.log_table(table, "seeds")
     tracker.log_metrics(intervals, config.num_train_epochs)
     tracker.note(summary)
     return FineTuneResult(None, table, summary)
 
 
-def seeds_report(config: FineTuneConfig, table: pd.DataFrame) -> tuple[str, dict[str, float]]:
+def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int, str]) -> tuple[str, dict[str, float]]:
     """The report and the metrics of a run over several seeds.
 
-    `table` holds every seed's scores. The 95 % interval is Student's t for the mean over seeds, on
-    this test part; what another test part would give is in each child's own interval over examples.
+    `table` holds every seed's scores, `links` leads to their runs. The 95 % interval is Student's t
+    for the mean over seeds, on this test part; what another test part would give is in each
+    child's own interval over examples.
     """
     lines = [
         f"## Fine-tuning `{config.model_name_or_path}` on `{config.dataset}`, seeds {config.seeds}",
@@ -66,7 +69,7 @@ def seeds_report(config: FineTuneConfig, table: pd.DataFrame) -> tuple[str, dict
                 "test/accuracy_std": float(test.std(ddof=1)),
                 "best/accuracy": float(validation),
             }
-    lines += ["", "Each seed is a child run; extract, probe, sae and prune take one of them as their source."]
+    lines += ["", "Each seed is a child run: " + ", ".join(f"seed {seed} {link}" for seed, link in links.items()) + "."]
     return "\n".join(lines), metrics
 
 

@@ -22,7 +22,7 @@ from bertdyn.tracking.delivery import Delivery
 from bertdyn.tracking.endings import SigtermRaises, Terminated, run_status
 from bertdyn.tracking.locks import RunLock
 from bertdyn.tracking.points import Point, metric_key
-from bertdyn.tracking.store import first_line, shown
+from bertdyn.tracking.store import first_line, run_link, shown
 from bertdyn.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -183,6 +183,10 @@ class MLflowTracker(Tracker):
         super().note(markdown)
         shortened = markdown if len(markdown) <= _LONGEST_NOTE else markdown[:_LONGEST_NOTE] + "\n\n… (`summary.md`)"
         self.set_tags({"mlflow.note.content": shortened})
+
+    def link(self) -> str:
+        """Markdown that leads to this run: a link where the store is a server."""
+        return run_link(self.run_id, self.run.info.experiment_id)
 
     def child(self, run_name: str, tags: Mapping[str, str] | None = None) -> "MLflowTracker":
         """A tracker for a run nested in this one; of a resumed run, the child of that name is resumed.

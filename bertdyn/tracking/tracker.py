@@ -158,6 +158,10 @@ class Tracker:
         write_text(self.folder / "summary.md", markdown)
         self.publish("summary.md")
 
+    def link(self) -> str:
+        """Markdown that leads to this run."""
+        return f"`{self.folder}`"
+
     def child(self, run_name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
         """A tracker for a run inside this run; use it in a `with` block."""
         child = Tracker(self.folder / "children" / run_name)

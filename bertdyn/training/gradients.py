@@ -11,13 +11,10 @@ def tensor_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
 
     Stays on the device of the parameters: no synchronisation.
     """
-    norms = torch.zeros(len(parameters), device=parameters[0].device)
-    with_gradient = [i for i, p in enumerate(parameters) if p.grad is not None]
-    if with_gradient:
-        # The foreach kernel is what torch.nn.utils.get_total_norm itself uses, before it sums up.
-        found = torch._foreach_norm([parameters[i].grad for i in with_gradient])  # type: ignore[misc]
-        norms[with_gradient] = torch.stack(found).float()
-    return norms
+    # The foreach kernel is what torch.nn.utils.get_total_norm itself uses, before it sums up.
+    found = iter(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    none = torch.zeros((), device=parameters[0].device)
+    return torch.stack([none if p.grad is None else next(found).float() for p in parameters])
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], norms: Tensor, max_norm: float) -> None:
