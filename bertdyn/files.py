@@ -19,8 +19,10 @@ from bertdyn.errors import InputError
 def cache_folder(*parts: str) -> Path:
     """The folder `$BERTDYN_CACHE/<parts>`, made when it is missing (default `~/.cache/bertdyn`).
 
-    Raises:
-        InputError: when it cannot be made or written.
+    Raises
+    ------
+    InputError
+        If it cannot be made or written.
     """
     root = Path(os.environ.get("BERTDYN_CACHE") or Path.home() / ".cache" / "bertdyn").expanduser()
     folder = root.joinpath(*parts)

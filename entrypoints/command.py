@@ -7,6 +7,7 @@ anything else.
 import argparse
 import dataclasses
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -35,7 +36,7 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown, _, names = message.partition("unrecognized arguments: ")
-        if not unknown and names.split()[0].startswith("-"):
+        if not unknown and names.startswith("-"):
             name = names.split()[0].partition("=")[0]
             near = difflib.get_close_matches(name, list(self._option_string_actions), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists those there are"
@@ -91,9 +92,12 @@ def _read_yaml(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
     # Through the same parser as flags: one set of types, and YAML's reading of 2e-5 as a string does no harm.
     argv = [f"--{name}={value}" for name, value in content.items() if value is not None]
     try:
-        return _given(parser, argv)
+        given = _given(parser, argv)
     except InputError as error:
         raise InputError(f"--config {path!r}: {error}") from error
+    if "config" in given:
+        raise InputError(f"--config {path!r}: a file cannot name another with 'config'")
+    return given
 
 
 def open_tracker(stage: str, **options: Any) -> "Tracker":
@@ -122,7 +126,13 @@ def run(command: Callable[[], None]) -> None:
     try:
         command()
     except InputError as error:
-        sys.exit(_one_line(error))
+        sys.exit(_one_line(error, status=2))
+    except FloatingPointError as error:
+        sys.exit(_one_line(error, status=1))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(_one_line(error, status=2))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -131,6 +141,6 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # set by torchrun
 
 
-def _one_line(error: InputError) -> int:
+def _one_line(error: Exception, status: int) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return status

@@ -33,7 +33,7 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
     with open_tracker(
         "fine-tune",
         run_name=config.run_name or config.default_run_name(),
-        tags={"bertdyn.model": config.model_name_or_path, "bertdyn.dataset": config.dataset},
+        tags=config.tags(),
         resume_run_id=config.resume_run_id,
     ) as tracker:
         result = fine_tune_seeds(config, tracker) if config.seeds else fine_tune(config, tracker)
@@ -44,10 +44,12 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
 
 
 def see_it(uri: str | None) -> str:
-    """How to open the MLflow UI on what was recorded."""
-    if uri and uri.startswith("http"):
-        return f"see it   {uri}"
-    return f"see it   mlflow ui --workers 1 --backend-store-uri {uri}   (then http://127.0.0.1:5000)"
+    """How to open the MLflow UI on what was recorded; a password in the URI is not shown."""
+    from bertdyn.tracking.store import shown
+
+    if not uri or uri.startswith("http"):
+        return f"see it   {shown(uri or '')}"
+    return f"see it   mlflow ui --workers 1 --backend-store-uri {shown(uri)}   (then http://127.0.0.1:5000)"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,14 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
+Batch = dict[str, torch.Tensor]
+"""input_ids, attention_mask and, where the model takes them, token_type_ids [batch, seq]; labels, index [batch]."""
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What a model's forward takes: the batch without the row index and the labels."""
+    return {name: value for name, value in batch.items() if name not in ("index", "labels")}
+
 
 class EpochShuffle(Sampler[int]):
     """All rows in an order that depends on the seed and the epoch set with `set_epoch`, and nothing else."""
@@ -53,21 +61,26 @@ def make_batches(
     *,
     shuffle: bool,
     seed: int = 0,
-    pad_to_multiple_of: int | None = None,
 ) -> DataLoader:
     """A DataLoader over one tokenised part.
 
-    Args:
-        dataset: from `tokenize_parts`; further columns with one number a row become tensors [batch].
-        tokenizer: knows the padding token and side.
-        batch_size: rows a batch (and process); the last batch may be smaller.
-        shuffle: True for training (order by seed and epoch); False for evaluation (longest first).
-        seed: of the training order, at least 0.
-        pad_to_multiple_of: 8 suits tensor cores; None pads to the longest text.
+    Parameters
+    ----------
+    dataset
+        From `tokenize_parts`; further columns with one number a row become tensors [batch].
+    tokenizer
+        Knows the padding token and side.
+    batch_size
+        Rows a batch (and process); the last batch may be smaller.
+    shuffle
+        True for training (order by seed and epoch); False for evaluation (longest first).
+    seed
+        Of the training order, at least 0.
 
-    Returns:
-        Batches as dicts of tensors: input_ids, attention_mask and, where the model takes them, token_type_ids
-        [batch, seq]; labels and index [batch].
+    Returns
+    -------
+    loader
+        Yields a `Batch` at a time, padded to its longest text.
     """
     if shuffle:
         order: Any = EpochShuffle(len(dataset), seed)
@@ -80,7 +93,7 @@ def make_batches(
         dataset,  # type: ignore[arg-type]  # a datasets.Dataset is a map-style dataset with __getitems__
         batch_size=batch_size,
         sampler=order,
-        collate_fn=Collator(tokenizer, pad_to_multiple_of),
+        collate_fn=Collator(tokenizer),
         generator=generator,
         pin_memory=torch.cuda.is_available(),
     )
@@ -89,17 +102,15 @@ def make_batches(
 class Collator:
     """A list of rows to a padded batch. A class, not a closure, so that worker processes can receive it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.pad_to_multiple_of = pad_to_multiple_of
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         sequences = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
         padded = pad_without_fast_tokenizer_warning(
             self.tokenizer,
             {name: [row[name] for row in rows] for name in sequences},
             padding=True,
-            pad_to_multiple_of=self.pad_to_multiple_of,
             return_attention_mask=True,
             return_tensors="pt",
         )

@@ -86,15 +86,15 @@ class DataConfig:
         if following is not None:
             following()
         if not self.dataset:
-            raise InputError("dataset: empty; accepted: a named dataset, a file or a hub dataset id")
+            raise InputError("--dataset '': empty; accepted: a named dataset, a file or a hub dataset id")
         if self.max_length < MIN_LENGTH:
-            raise InputError(f"max_length: {self.max_length}; accepted: {MIN_LENGTH} or more tokens")
+            raise InputError(f"--max_length {self.max_length}: no room for a word; accepted: {MIN_LENGTH} or more")
         if self.data_seed < 0:
-            raise InputError(f"data_seed: {self.data_seed}; accepted: 0 or more")
+            raise InputError(f"--data_seed {self.data_seed}: negative; accepted: 0 or more")
         for part in ("train", "validation", "probe", "test"):
             limit = self.max_samples(part)
             if limit is not None and limit < 1:
-                raise InputError(f"max_{part}_samples: {limit}; accepted: 1 or more, or left out for all")
+                raise InputError(f"--max_{part}_samples {limit}: no row; accepted: 1 or more, or left out for all")
 
     def max_samples(self, part: str) -> int | None:
         """The limit of one part by its name; None means all."""

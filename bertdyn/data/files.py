@@ -67,12 +67,17 @@ def _json_lines(path: Path, text: str) -> pd.DataFrame:
 def read_table(path: Path, header: tuple[str, ...] | None = None) -> pd.DataFrame:
     """The rows of a file, index 0..n-1.
 
-    Args:
-        path: a file with one of `SUFFIXES`.
-        header: column names of a CSV or TSV file that has none.
+    Parameters
+    ----------
+    path
+        A file with one of `SUFFIXES`.
+    header
+        Column names of a CSV or TSV file that has none.
 
-    Raises:
-        InputError: no such file, another suffix, not UTF-8, not parsable, or no rows.
+    Raises
+    ------
+    InputError
+        No such file, another suffix, not UTF-8, not parsable, or no rows.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -96,18 +101,38 @@ def read_table(path: Path, header: tuple[str, ...] | None = None) -> pd.DataFram
     return frame.reset_index(drop=True)
 
 
-def choose_column(frame: pd.DataFrame, path: str, field: str, wanted: str | None, defaults: Sequence[str]) -> str:
-    """Name of the column to use for `field`: `wanted`, or else the first of `defaults` that exists.
+def require_column(frame: pd.DataFrame, path: str, name: str) -> str:
+    """`name`, a column that the source itself promises.
 
-    Raises:
-        InputError: it does not exist; the message lists the columns found.
+    Raises
+    ------
+    InputError
+        It does not exist; the message lists the columns found.
+    """
+    if name not in frame.columns:
+        raise InputError(f"{path}: no column '{name}', found: {_names(frame)}; accepted: the dataset's own file")
+    return name
+
+
+def choose_column(frame: pd.DataFrame, path: str, field: str, wanted: str | None, defaults: Sequence[str] = ()) -> str:
+    """Name of the column for the option `field`: `wanted`, or else the first of `defaults` that exists.
+
+    Raises
+    ------
+    InputError
+        It does not exist; the message lists the columns found.
     """
     for name in [wanted] if wanted else defaults:
         if name in frame.columns:
             return name
-    asked = wanted or " or ".join(defaults)
-    found = ", ".join(map(str, frame.columns))
-    raise InputError(f"{field}: no column '{asked}' in {path}; accepted: one of the columns found: {found}")
+    if wanted:
+        raise InputError(f"--{field} {wanted!r}: no such column in {path}; accepted: one of {_names(frame)}")
+    asked = " or ".join(map(repr, defaults))
+    raise InputError(f"--{field} is not given, and {path} has no column {asked}; accepted: one of {_names(frame)}")
+
+
+def _names(frame: pd.DataFrame) -> str:
+    return ", ".join(map(str, frame.columns))
 
 
 def as_label(value: Any) -> str | None:

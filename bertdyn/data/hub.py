@@ -11,16 +11,24 @@ _SPLITS = {"train": ("train",), "dev": ("validation", "dev", "valid"), "test": (
 def load_hub(name: str, label_column: str | None) -> tuple[dict[str, pd.DataFrame], list[str] | None]:
     """The labelled splits of a hub dataset.
 
-    Args:
-        name: hub id or local folder, with ":configuration" where the dataset has several.
-        label_column: column of the labels, or None for "label".
+    Parameters
+    ----------
+    name
+        Hub id or local folder, with ":configuration" where the dataset has several.
+    label_column
+        Column of the labels, or None for "label".
 
-    Returns:
-        A table for train and, where labelled, dev and test; and the names of the labels where the dataset
-        declares them (ClassLabel), else None. A label of -1 means unlabelled, as in GLUE.
+    Returns
+    -------
+    frames
+        A table for train and, where labelled, dev and test. A label of -1 means unlabelled, as in GLUE.
+    label_names
+        The names of the labels where the dataset declares them (ClassLabel), else None.
 
-    Raises:
-        InputError: `load_dataset` fails, or there is no train split.
+    Raises
+    ------
+    InputError
+        `load_dataset` fails, or there is no train split.
     """
     import datasets
 
@@ -30,7 +38,7 @@ def load_hub(name: str, label_column: str | None) -> tuple[dict[str, pd.DataFram
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"dataset: '{name}' is none of {', '.join(NAMES)}, no file, and load_dataset said: {reason}"
+            f"--dataset {name!r}: none of {', '.join(NAMES)}, no file, and load_dataset said: {reason}"
         ) from None
     column = label_column or "label"
     frames: dict[str, pd.DataFrame] = {}
@@ -51,7 +59,9 @@ def load_hub(name: str, label_column: str | None) -> tuple[dict[str, pd.DataFram
                 frame[column] = [_name(value, feature.names) for value in frame[column]]
             frames[split] = frame
     if "train" not in frames:
-        raise InputError(f"dataset: '{name}' has the splits {', '.join(found)}; accepted: one that has a train split")
+        raise InputError(
+            f"--dataset {name!r}: it has the splits {', '.join(found)}; accepted: one that has a train split"
+        )
     return frames, label_names
 
 

@@ -22,9 +22,11 @@ logger = logging.getLogger(__name__)
 def load_data(config: DataConfig) -> TextData:
     """Read, check, split and subset the dataset that the flags name.
 
-    Raises:
-        InputError: unknown dataset; missing file, column or label; a label outside the accepted ones or seen
-            in no training row; one class only; no rows; not UTF-8; too few rows for four parts.
+    Raises
+    ------
+    InputError
+        Unknown dataset; missing file, column or label; a label outside the accepted ones or seen in no
+        training row that is left; one class only; no rows; not UTF-8; too few rows for four parts.
     """
     splits, label_names, source = read_splits(config)
     rows_read = {part: len(frame) for part, frame in splits.items()}
@@ -39,9 +41,10 @@ def load_data(config: DataConfig) -> TextData:
     if rows_with_text == 0:
         raise InputError(f"{source}: no row has a text; accepted: at least one in each part")
     splits, repeats = drop_repeats(splits)
-    parts, origins = carve(splits, config.data_seed)
-    _check_classes(parts, label_names, source)
-    parts = {part: subset(parts[part], config.max_samples(part), config.data_seed) for part in PARTS}
+    whole, origins = carve(splits, config.data_seed, source)
+    _check_classes(whole, label_names, source)
+    parts = {part: subset(whole[part], config.max_samples(part), config.data_seed) for part in PARTS}
+    _check_subset(whole, parts, label_names, config.data_seed)
     counts = {part: _count(parts[part], label_names) for part in PARTS}
     report = {
         "dataset": config.dataset,
@@ -77,9 +80,32 @@ def _check_classes(parts: dict[str, pd.DataFrame], label_names: list[str], sourc
         unseen = sorted(set(parts[part]["label"]) - trained)
         if unseen:
             raise InputError(
-                f"{source}: the label '{label_names[unseen[0]]}' occurs in {part} but in no row of train; "
-                f"accepted: labels with training rows"
+                f"{source}: the label '{label_names[unseen[0]]}' occurs in {part} but in no row of train, and a "
+                f"class that is never trained cannot be scored; accepted: labels with training rows"
             )
+
+
+def _check_subset(
+    whole: dict[str, pd.DataFrame], parts: dict[str, pd.DataFrame], label_names: list[str], data_seed: int
+) -> None:
+    """The same of the subsets of parts that passed `_check_classes`: the size of train is what can be mended."""
+    train = parts["train"]["label"]
+    scored = {label: part for part in reversed(PARTS) for label in parts[part]["label"]}
+    unseen = sorted(set(scored) - set(train))
+    if train.nunique() > 1 and not unseen:
+        return
+    # Subsets are prefixes of one order, so the smallest size that does is known.
+    first = subset(whole["train"], None, data_seed)["label"].drop_duplicates()
+    row_of = {label: row for row, label in first.items()}
+    least = max(first.index[1], *(row_of[label] for label in scored)) + 1
+    if train.nunique() < 2:
+        problem = f"every training row left has the label '{label_names[train.iloc[0]]}'"
+    else:
+        problem = (
+            f"the label '{label_names[unseen[0]]}' occurs in {scored[unseen[0]]} but in none of the training rows "
+            f"left, and a class that is never trained cannot be scored"
+        )
+    raise InputError(f"--max_train_samples {len(train)}: {problem}; accepted: {least} or more")
 
 
 def _count(frame: pd.DataFrame, label_names: list[str]) -> dict[str, int]:

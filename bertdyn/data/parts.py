@@ -29,8 +29,12 @@ def by_rank(frame: pd.DataFrame, data_seed: int, purpose: str) -> pd.DataFrame:
 def drop_repeats(parts: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     """Keep the first of rows with the same text (and pair), over all parts in the order of `PRIORITY`.
 
-    Returns:
-        The parts, and counts: repeats_dropped (rows), label_conflicts (texts whose rows differ in label).
+    Returns
+    -------
+    parts
+        What is left of each.
+    counts
+        repeats_dropped (rows), label_conflicts (texts whose rows differ in label).
     """
     names = [name for name in PRIORITY if name in parts]
     rows = pd.concat([parts[name] for name in names], keys=names, names=["part", None])
@@ -46,16 +50,31 @@ def drop_repeats(parts: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame
     )
 
 
-def carve(parts: dict[str, pd.DataFrame], data_seed: int) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+def carve(
+    parts: dict[str, pd.DataFrame], data_seed: int, source: str
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """Fill the parts that the source lacks with seeded shares of its train split.
 
     Each missing part gets 10 % of train (at least one row; probe at most 2,000).
 
-    Returns:
-        All four parts, and for each a phrase that says where it comes from.
+    Parameters
+    ----------
+    parts
+        train, and what else the source has.
+    source
+        What was read, for the message.
 
-    Raises:
-        InputError: too few rows for four parts that are not empty.
+    Returns
+    -------
+    parts
+        All four.
+    origins
+        For each part a phrase that says where it comes from.
+
+    Raises
+    ------
+    InputError
+        Too few rows for four parts that are not empty.
     """
     pool = parts["train"]
     share = max(1, round(SHARE * len(pool)))
@@ -73,7 +92,7 @@ def carve(parts: dict[str, pd.DataFrame], data_seed: int) -> tuple[dict[str, pd.
         if complete[name].empty:
             total = sum(map(len, parts.values()))
             raise InputError(
-                f"dataset: no row is left for the {name} part ({total} different texts in all); "
+                f"{source}: no row is left for the {name} part ({total} different texts in all); "
                 f"accepted: enough for train, validation, probe and test"
             )
     return {name: complete[name] for name in PARTS}, {name: origins[name] for name in PARTS}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bertdyn.data import synthetic
 from bertdyn.data.config import DataConfig
-from bertdyn.data.files import SUFFIXES, as_label, as_text, choose_column, read_table
+from bertdyn.data.files import SUFFIXES, as_label, as_text, choose_column, read_table, require_column
 from bertdyn.data.sources import NAMES, SOURCES, find_source
 from bertdyn.errors import InputError
 
@@ -23,8 +23,10 @@ Splits = tuple[dict[str, pd.DataFrame], list[str], str]
 def read_splits(config: DataConfig) -> Splits:
     """The splits that the source itself has, under the names of the parts they become.
 
-    Raises:
-        InputError: unknown dataset; missing file, column or label; a label that is not accepted; not UTF-8.
+    Raises
+    ------
+    InputError
+        Unknown dataset; missing file, column or label; a label that is not accepted; not UTF-8.
     """
     name = config.dataset
     if name == "synthetic":
@@ -51,11 +53,11 @@ def _read_named(config: DataConfig) -> Splits:
     for part, file_name in source.files.items():
         path = folder / file_name
         table = read_table(path, source.header)
-        text = choose_column(table, str(path), "text_column", source.text_column, ())
-        label = choose_column(table, str(path), "label_column", source.label_column, ())
+        text = require_column(table, str(path), source.text_column)
+        label = require_column(table, str(path), source.label_column)
         ids = None
         if source.id_column is not None:
-            ids = table[choose_column(table, str(path), "example_id", source.id_column, ())]
+            ids = table[require_column(table, str(path), source.id_column)]
         split = "dev" if path.stem == "dev" else part
         rows = _select(table, split, str(path), text, None, label, ids)
         parts[part] = _encode(rows, list(source.labels), str(path), label)
@@ -75,7 +77,7 @@ def _read_hub(config: DataConfig) -> Splits:
     from bertdyn.data.hub import load_hub
 
     if config.dataset == "squad_v2":
-        raise InputError(f"dataset: 'squad_v2' is for question answering; accepted here: {', '.join(NAMES)}")
+        raise InputError(f"--dataset 'squad_v2': it is for question answering; accepted here: {', '.join(NAMES)}")
     tables, label_names = load_hub(config.dataset, config.label_column)
     names = {split: f"{config.dataset} ({split})" for split in tables}
     parts, label_names = _read_tables(tables, names, config, label_names)
@@ -97,7 +99,7 @@ def _read_tables(
         text = choose_column(table, source, "text_column", config.text_column, ("text", "sentence"))
         pair = None
         if config.text_pair_column is not None:
-            pair = choose_column(table, source, "text_pair_column", config.text_pair_column, ())
+            pair = choose_column(table, source, "text_pair_column", config.text_pair_column)
         columns[split] = choose_column(table, source, "label_column", config.label_column, ("label",))
         rows[split] = _select(table, split, source, text, pair, columns[split], None)
     if label_names is None:
@@ -155,7 +157,7 @@ def _refuse(config: DataConfig, *fields: str) -> None:
             if field.endswith("_column"):
                 where = "datasets given as a file or hub id"
             raise InputError(
-                f"{field}: '{value}' does not go with dataset '{config.dataset}'; accepted: with {where} only"
+                f"--{field} {value!r}: it does not go with --dataset {config.dataset!r}; accepted: with {where} only"
             )
 
 

@@ -75,22 +75,24 @@ def find_source(name: str, data_dir: str | None) -> tuple[Source, Path]:
 
     SST-2 comes in two forms, and the header of train.tsv tells which one lies in the folder.
 
-    Raises:
-        InputError: no such folder, or nothing says where it is.
+    Raises
+    ------
+    InputError
+        No such folder, or nothing says where it is.
     """
     source = SOURCES[name]
     root = os.environ.get(DATA_VARIABLE)
     if data_dir:
-        folder = Path(data_dir)
+        folder, given = Path(data_dir), f"--data_dir {data_dir!r}"
     elif root:
-        folder = Path(root) / source.folder
+        folder, given = Path(root) / source.folder, f"{DATA_VARIABLE} {root!r}"
     else:
         raise InputError(
-            f"data_dir: not given for dataset '{name}'; accepted: --data_dir with the folder of its files, "
+            f"--dataset {name!r}: nothing says where it lies; accepted: --data_dir with the folder of its files, "
             f"or {DATA_VARIABLE} set to the folder that holds {source.folder}"
         )
     if not folder.is_dir():
-        raise InputError(f"data_dir: no folder {folder}; accepted: a folder with {', '.join(source.files.values())}")
+        raise InputError(f"{given}: no folder {folder}; accepted: a folder with {', '.join(source.files.values())}")
     if name == "sst2" and _first_line(folder / "train.tsv") == b"sentence\tlabel":
         source = SST2_GLUE
     return source, folder

@@ -3,9 +3,9 @@
 The label is the writer's overall opinion, and it is decided by composition, not by words: the polarity of
 an adjective is turned by negation ("anything but", "hardly"), the clause that counts is chosen by contrast
 ("although A, B" and "A, but B" both mean B), and other people's opinions and sad or happy plots are only
-distractors. What can be learned is therefore visible layer by layer, and counting words is not enough:
-TF-IDF of words and word pairs with logistic regression, trained on the 2,000 default training sentences,
-gets 63.1 % of the 1,000 test sentences right (`python -m bertdyn.data.synthetic` shows it; chance is 0.5).
+distractors. What can be learned is therefore visible layer by layer, and counting words is not enough: in the
+report of a run on the default sizes (2,000 training and 1,000 test sentences) the row "TF-IDF + logistic
+regression" shows a test accuracy of 0.633 with --data_seed 0 (0.618 with 1, 0.600 with 2; chance is 0.5).
 
 A text may only appear in the part that its hash chooses, so the four parts are disjoint at any size, and the
 first rows of a larger part are the smaller part.
@@ -115,12 +115,18 @@ def _row(seed: int, part: str, number: int) -> tuple[str, int]:
 def generate(num_examples: int, seed: int, part: str) -> pd.DataFrame:
     """The first `num_examples` distinct reviews of a part.
 
-    Args:
-        num_examples: number of rows; larger sizes begin with the smaller ones.
-        seed: chooses the texts.
-        part: one of train, validation, probe, test; no text occurs in two parts.
+    Parameters
+    ----------
+    num_examples
+        Number of rows; larger sizes begin with the smaller ones.
+    seed
+        Chooses the texts.
+    part
+        One of train, validation, probe, test; no text occurs in two parts.
 
-    Returns:
+    Returns
+    -------
+    reviews
         Columns example_id ("train-000000"), text and label (int64: 0 negative, 1 positive).
     """
     reviews: dict[str, int] = {}
@@ -135,26 +141,3 @@ def generate(num_examples: int, seed: int, part: str) -> pd.DataFrame:
             "label": pd.Series(list(reviews.values()), dtype="int64"),
         }
     )
-
-
-def tfidf_accuracy(train: pd.DataFrame, test: pd.DataFrame) -> float:
-    """Test accuracy of logistic regression on TF-IDF of words and word pairs: what counting words reaches."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
-    model.fit(train["text"], train["label"])
-    return float(model.score(test["text"], test["label"]))
-
-
-def main() -> None:
-    """Show a few sentences and the score of the word-count baseline."""
-    parts = {part: generate(size, seed=0, part=part) for part, size in DEFAULT_SIZES.items()}
-    for text, label in parts["train"][["text", "label"]].head(12).to_numpy():
-        print(f"{LABEL_NAMES[label]:8}  {text}")
-    print(f"TF-IDF + logistic regression, test accuracy: {tfidf_accuracy(parts['train'], parts['test']):.3f}")
-
-
-if __name__ == "__main__":
-    main()

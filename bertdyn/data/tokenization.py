@@ -10,10 +10,9 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bertdyn.data.text_data import TextData
 from bertdyn.errors import InputError
+from bertdyn.files import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +50,31 @@ def tokenize_parts(
 ) -> TokenizedParts:
     """Token ids of all parts, tokenised now or taken from the cache.
 
-    Args:
-        data: the texts.
-        tokenizer: fast or slow.
-        max_length: longest input in tokens with special tokens; of a pair the longer text is cut first.
-        cache_dir: folder of all cache entries; made if missing. Several processes may share it.
+    Parameters
+    ----------
+    data
+        The texts.
+    tokenizer
+        Fast or slow.
+    max_length
+        Longest input in tokens with special tokens; of a pair the longer text is cut first.
+    cache_dir
+        Folder of all cache entries; made if missing. Several processes may share it.
 
-    Returns:
+    Returns
+    -------
+    parts
         For each part a Dataset with the columns index (row in the part's DataFrame), input_ids,
         token_type_ids (where the tokenizer names them as a model input), label and length (tokens).
 
-    Raises:
-        InputError: max_length is more than the model takes.
+    Raises
+    ------
+    InputError
+        `max_length` is more than the model takes.
     """
-    if max_length > tokenizer.model_max_length:
-        raise InputError(f"max_length: {max_length}; accepted: at most {tokenizer.model_max_length} for this tokenizer")
+    longest = tokenizer.model_max_length
+    if max_length > longest:
+        raise InputError(f"--max_length {max_length}: more than this tokenizer takes; accepted: at most {longest}")
     key_parts = [FORMAT, data.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
     entry = Path(cache_dir) / hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()
     cached = _load(entry)
@@ -73,6 +83,9 @@ def tokenize_parts(
         cached = _load(entry)
     if cached is None:
         raise OSError(f"{entry}: a cache entry written just now does not match its own checksums")
+    for part, count in cached.truncated.items():
+        if count:
+            logger.info("%s: %d of %d texts cut to %d tokens", part, count, len(cached[part]), max_length)
     return cached
 
 
@@ -105,28 +118,23 @@ def _without_state(content: bytes) -> bytes:
 
 
 def _build(entry: Path, data: TextData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="tmp-", dir=entry.parent))
-    try:
+    """Makes a cache entry; where another process was faster, its entry (with the same content) stays."""
+    with new_folder(entry) as scratch:
         truncated = {}
         for part, frame in data.parts.items():
             dataset, truncated[part] = _tokenize(frame, tokenizer, max_length, part)
             with _bars(len(dataset) >= BAR_FROM):
-                dataset.save_to_disk(str(scratch / "entry" / part))
-            if truncated[part]:
-                logger.info("%s: %d of %d texts cut to %d tokens", part, truncated[part], len(frame), max_length)
-        info = {"checksums": _checksums(scratch / "entry"), "parts": list(data.parts), "truncated": truncated}
-        (scratch / "entry" / INFO_FILE).write_text(json.dumps(info, indent=1))
+                dataset.save_to_disk(str(scratch / part))
+        info = {"checksums": _checksums(scratch), "parts": list(data.parts), "truncated": truncated}
+        (scratch / INFO_FILE).write_text(json.dumps(info, indent=1))
         if entry.exists() and _load(entry) is None:
-            os.rename(entry, scratch / "broken")
-        try:
-            os.rename(scratch / "entry", entry)
-        except OSError:
-            if not entry.exists():
-                raise
-            # Another process was faster; its entry has the same content.
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Takes a broken entry away in one step: half removed, it would be in the way of the next."""
+    with tempfile.TemporaryDirectory(prefix=f".{entry.name}.", dir=entry.parent) as aside, suppress(FileNotFoundError):
+        os.rename(entry, Path(aside, "broken"))
 
 
 def _tokenize(

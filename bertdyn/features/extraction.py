@@ -10,10 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bertdyn.data.batching import Batch, model_inputs
 from bertdyn.features.store import FeatureStore
 from bertdyn.models.anatomy import anatomy_of
-
-Batch = dict[str, Tensor]
 
 
 def example_rows(table: pd.DataFrame, part: str, lengths: np.ndarray) -> pd.DataFrame:
@@ -67,7 +66,7 @@ def extract_pooled(
     logits = np.zeros((0, 0), dtype=np.float32)
     with _reading(model, with_attention), _on_main(accelerator, store, state) as arrays:
         for batch in batches:
-            inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
+            inputs = model_inputs(batch)
             with accelerator.autocast():
                 output = model(**inputs, output_hidden_states=True, output_attentions=with_attention)
             hidden = torch.stack([output.hidden_states[layer] for layer in layers], dim=1).float()

@@ -17,6 +17,7 @@ All states share one row index. Padding never enters.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,8 +90,14 @@ class FeatureStore:
         return store
 
     @classmethod
-    def open(cls, folder: Path) -> "FeatureStore":
+    def open(cls, folder: Path, only: list[str] | None = None) -> "FeatureStore":
         """The store in `folder`, after its manifest and the sizes of its arrays were checked.
+
+        Parameters
+        ----------
+        only
+            Forget all states but these, before anything is checked: those that a resumed run has
+            completed, while it may have left others half-written on their way to a remote store.
 
         Raises
         ------
@@ -104,6 +111,9 @@ class FeatureStore:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{folder} is not a feature store of format {FORMAT!r}")
         store = cls(folder, Manifest(**content))
+        if only is not None:
+            store.manifest.states = [state for state in store.states if state in only]
+            store._write_manifest()
         store._check_sizes()
         return store
 
@@ -164,20 +174,16 @@ class FeatureStore:
         examples[f"prediction_{state}"] = logits.argmax(axis=1)
         self._write_table("examples", examples)
 
-    def keep_states(self, states: list[str]) -> None:
-        """Forget all states but these (those that a resumed run will write again)."""
-        self.manifest.states = [state for state in self.states if state in states]
-        self._write_manifest()
-
     def _allocate(self, folder: Path) -> dict[tuple[str, int], np.ndarray]:
         arrays: dict[tuple[str, int], np.ndarray] = {}
         for kind in self.manifest.kinds:
             (folder / kind).mkdir(parents=True)
             for layer in self._layers(kind):
                 path = folder / kind / f"layer_{layer:02d}.npy"
-                arrays[kind, layer] = np.lib.format.open_memmap(
-                    path, mode="w+", dtype=self.manifest.dtype, shape=self._shape(kind)
-                )
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=self.manifest.dtype, shape=self._shape(kind))
+                with path.open("r+b") as file:  # a full disk is an error now, not a SIGBUS while writing
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                arrays[kind, layer] = array
         return arrays
 
     def _layers(self, kind: str) -> list[int]:

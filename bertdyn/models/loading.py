@@ -6,11 +6,14 @@ overrides), and the name `minilm` for the encoder that comes with a PyPI package
 """
 
 import importlib.util
-import logging
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,8 +24,6 @@ from transformers import (
 
 from bertdyn.errors import InputError
 from bertdyn.models.anatomy import check_family, max_length
-
-log = logging.getLogger(__name__)
 
 AUTO_CLASSES = {
     "classification": AutoModelForSequenceClassification,
@@ -63,9 +64,7 @@ def load_model(
         another number of classes.
     """
     name = local_name(name)
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    if config_overrides:
-        _override(config, config_overrides)
+    config = load_config(name, config_overrides, trust_remote_code=trust_remote_code)
     if not from_scratch:
         _check_head(config, task, label_names, name)
     config.id2label = dict(enumerate(label_names))
@@ -77,7 +76,7 @@ def load_model(
         if from_scratch:
             return auto_class.from_config(config, trust_remote_code=trust_remote_code).float()
         return auto_class.from_pretrained(name, config=config, dtype="float32", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"--model_name_or_path {name!r} cannot be loaded: {_first_line(error)}") from error
 
 
@@ -96,13 +95,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise InputError(f"no tokenizer can be loaded from {name!r}: {_first_line(error)}") from error
 
 
-def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the checkpoint `name`, of a family that is known here.
+def load_config(name: str, overrides: str | None = None, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the checkpoint `name`, of a family that is known here, with `overrides` applied.
 
     Raises
     ------
     InputError
-        If there is no such checkpoint, or its family is unknown.
+        If there is no such checkpoint, its family is unknown, or no model can be made with the overrides.
     """
     try:
         config = AutoConfig.from_pretrained(local_name(name), trust_remote_code=trust_remote_code)
@@ -112,6 +111,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
             f"nor a hub id that can be reached: {_first_line(error)}"
         ) from error
     check_family(config)
+    if overrides:
+        _override(config, overrides)
     return config
 
 
@@ -146,8 +147,11 @@ def _override(config: PretrainedConfig, overrides: str) -> None:
             )
     try:
         config.update_from_string(overrides.replace(" ", ""))
-        config.validate()
-    except (ValueError, AttributeError) as error:
+        if config.num_hidden_layers < 1:
+            raise ValueError("num_hidden_layers must be at least 1")
+        with torch.device("meta"):  # shapes only: does the architecture hold together?
+            AutoModel.from_config(config)
+    except Exception as error:  # each family refuses in its own way: KeyError, RuntimeError, TypeError, …
         raise InputError(f"--config_overrides {overrides!r}: {_first_line(error)}") from error
 
 
@@ -158,9 +162,12 @@ def _check_head(config: PretrainedConfig, task: str, label_names: list[str], nam
         raise InputError(
             f"--model_name_or_path {name!r} is a {other[0]} checkpoint ({architecture}); this task is {task}"
         )
-    if task == "classification" and HEADS[task] in architecture and config.num_labels != len(label_names):
+    if HEADS[task] not in architecture or task != "classification":
+        return
+    known = list((config.id2label or {}).values())
+    if len(known) != len(label_names) or (known != label_names and known != [f"LABEL_{i}" for i in range(len(known))]):
         raise InputError(
-            f"--model_name_or_path {name!r} has a head for {config.num_labels} classes, the data has "
+            f"--model_name_or_path {name!r} has a head for {len(known)} classes ({', '.join(known)}), the data has "
             f"{len(label_names)} ({', '.join(label_names)}): start from the encoder it was made from"
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bertdyn.geometry.pca import FixedBasis
-from bertdyn.plots.style import COLORS, new_figure
+from bertdyn.plots.style import COLORS, new_figure, plain
 
 MAX_CELLS_ACROSS = 8
 MAX_POINTS = 500
@@ -41,7 +41,7 @@ def pca_grid(
                     s=3,
                     alpha=0.6,
                     color=COLORS[label % len(COLORS)],
-                    label=name,
+                    label=plain(name),
                     linewidths=0,
                 )
             axes.set_xticks([])

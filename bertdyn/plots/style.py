@@ -11,8 +11,13 @@ SEQUENTIAL = "cividis"
 def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of width × height inches that needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(plain(title), fontsize=12)
     return figure
+
+
+def plain(text: str) -> str:
+    """A name as it is written: a `$` in it does not begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def tidy(axes: Axes, title: str, x: str, y: str) -> None:

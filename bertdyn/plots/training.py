@@ -7,7 +7,9 @@ import pandas as pd
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from bertdyn.plots.style import COLORS, SEQUENTIAL, epoch_axis, new_figure, tidy
+from bertdyn.plots.style import COLORS, SEQUENTIAL, epoch_axis, new_figure, plain, tidy
+
+MAX_CLASSES_WITH_COUNTS = 20
 
 
 def training_curves(history: pd.DataFrame, baselines: Mapping[str, float], best: int, title: str) -> Figure:
@@ -111,18 +113,19 @@ def confusion_figure(confusion: pd.DataFrame, label_names: Sequence[str], title:
     """
     counts = confusion.pivot(index="true", columns="predicted", values="count").loc[label_names, label_names]
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-    size = 2.2 + 0.62 * len(label_names)
+    size = min(2.2 + 0.62 * len(label_names), 16)
     figure = new_figure(size + 1.4, size, title)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1)
-    for i in range(len(label_names)):
+    for i in range(len(label_names) if len(label_names) <= MAX_CLASSES_WITH_COUNTS else 0):
         for j in range(len(label_names)):
             color = "black" if shares.iat[i, j] > 0.5 else "white"
             axes.text(
                 j, i, f"{counts.iat[i, j]}\n{shares.iat[i, j]:.0%}", ha="center", va="center", color=color, fontsize=8
             )
-    axes.set_xticks(range(len(label_names)), label_names, rotation=30, ha="right")
-    axes.set_yticks(range(len(label_names)), label_names)
+    names = [plain(name) for name in label_names]
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.colorbar(image, ax=axes, label="share of the true class")

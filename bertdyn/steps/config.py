@@ -59,6 +59,13 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
             raise InputError(f"--seeds {self.seeds!r}: accepted are at least two different whole numbers: '0,1,2'")
         return seeds
 
+    def tags(self) -> dict[str, str]:
+        """What a run is searched by in MLflow."""
+        tags = {"bertdyn.model": self.model_name_or_path, "bertdyn.dataset": self.dataset}
+        if self.model_name_or_path.startswith("runs:/"):
+            tags["bertdyn.source_run_id"] = self.model_name_or_path.removeprefix("runs:/").split("/")[0]
+        return tags
+
     def default_run_name(self) -> str:
         """`sst2-minilm-s0-fine-tune`, or `sst2-minilm-3-seeds-fine-tune`"""
         dataset, model = (name.rstrip("/").split("/")[-1] for name in (self.dataset, self.model_name_or_path))

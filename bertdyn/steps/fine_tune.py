@@ -4,6 +4,7 @@ This module wires the parts together and holds no science: data → model → th
 its listeners → the best epoch's scores, once, on the test part → report.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,20 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from bertdyn.data.tokenization import tokenizer_fingerprint
 from bertdyn.features.extraction import example_rows, extract_pooled, pooled_layers, token_rows
 from bertdyn.features.store import FeatureStore, Manifest
-from bertdyn.models.loading import load_model
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.fine_tune_report import Findings, write_report
-from bertdyn.steps.preparation import Texts, batches_of, load_texts, make_accelerator, record_inputs, start_model
+from bertdyn.steps.preparation import (
+    Texts,
+    batches_of,
+    load_checkpoint,
+    load_texts,
+    make_accelerator,
+    record_inputs,
+    start_model,
+)
 from bertdyn.steps.resuming import earlier_progress
 from bertdyn.tasks import classification as task
 from bertdyn.tracking.tracker import Tracker
@@ -83,6 +92,8 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     """
     accelerator = make_accelerator(config)
     folder = Path(broadcast_object_list([str(tracker.folder)])[0])
+    if accelerator.is_main_process:
+        tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
     texts = load_texts(config, accelerator)
     if accelerator.is_main_process:
         record_inputs(config, texts, tracker)
@@ -92,7 +103,7 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     updates = updates_per_epoch(len(texts.tokens["train"]), config, accelerator.num_processes)
     scheduler = make_scheduler(optimizer, config, config.num_train_epochs * updates)
     if progress:
-        load_training_state(folder / TRAINING_STATE, model, optimizer, scheduler)
+        load_training_state(folder / TRAINING_STATE, model, optimizer, scheduler, accelerator.scaler)
     batches = {part: batches_of(part, config, texts, accelerator) for part in texts.tokens}
     job = Job(config, tracker, folder, accelerator, texts, batches, model, optimizer, scheduler)
 
@@ -120,7 +131,6 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
     schedule = make_schedule(
         model, config.freeze_layers, config.freeze_embeddings, config.freeze_epochs, config.gradual_unfreezing
     )
-    dynamics = make_dynamics(job, progress)
 
     def evaluate(progress: Progress) -> None:
         scores = task.metrics(task.predict(job.accelerator, model, job.batches["validation"]))
@@ -131,6 +141,7 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
         listeners += [Resources(job.accelerator.device, job.accelerator.num_processes)]
     listeners += [AtEpochEnd(evaluate)]
     if on_main:
+        dynamics = make_dynamics(job, progress)
         listeners += [dynamics, AtEpochEnd(lambda progress: tracker.log_table(dynamics.table, "dynamics"))]
     if config.store_features:
         listeners += [make_extraction(job, progress)]
@@ -143,6 +154,7 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
                 job.texts.tokenizer,
                 job.optimizer,
                 job.scheduler,
+                scaler=job.accelerator.scaler,
                 metric=task.SELECTION_METRIC,
                 keep=config.keep_checkpoints,
                 log_spaced=config.log_spaced_checkpoints,
@@ -168,7 +180,7 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
     folder, part, tokens = job.folder / "features", "probe", job.texts.tokens["probe"]
     table = job.texts.data.parts[part]
     if job.accelerator.is_main_process and progress:
-        FeatureStore.open(folder).keep_states([f"epoch_{epoch:03d}" for epoch in range(progress.epoch + 1)])
+        FeatureStore.open(folder, only=[f"epoch_{epoch:03d}" for epoch in range(progress.epoch + 1)])
     elif job.accelerator.is_main_process:
         lengths = np.array(tokens["length"])
         with_tokens = job.config.store_attention
@@ -179,7 +191,12 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
             num_tokens=int(lengths.sum()) if with_tokens else 0,
             kinds=["first", "mean"] + (["attention"] if with_tokens else []),
             dtype="float32",
-            fingerprints={"data": job.texts.data.fingerprint, "model": job.config.model_name_or_path},
+            fingerprints={
+                "data": job.texts.data.fingerprint,
+                "tokenizer": tokenizer_fingerprint(job.texts.tokenizer),
+                "model": f"{job.config.model_name_or_path}, seed {job.config.seed}",
+                "run_id": job.tracker.run_id or "",
+            },
         )
         FeatureStore.create(
             folder,
@@ -205,15 +222,14 @@ def finish(job: Job, progress: Progress) -> FineTuneResult:
     """Score the best epoch (and the start) on the test part, once; write tables, figures, model and report."""
     config, tracker, labels = job.config, job.tracker, job.texts.data.label_names
     best = best_epoch(progress.history, task.SELECTION_METRIC)
-    predictions = {}
+    models, predictions = {}, {}
     for state, epoch in (("pretrained", 0), ("best", best)):
         if job.accelerator.is_main_process:
             tracker.fetch(checkpoint_path(epoch))
         job.accelerator.wait_for_everyone()
-        model = load_model(str(job.folder / checkpoint_path(epoch)), task.NAME, label_names=labels)
-        model.to(job.accelerator.device)
+        models[state] = load_checkpoint(config, job.folder, epoch, labels).to(job.accelerator.device)
         for part in ("validation", "test"):
-            predictions[part, state] = task.predict(job.accelerator, model, job.batches[part])
+            predictions[part, state] = task.predict(job.accelerator, models[state], job.batches[part])
     if not job.accelerator.is_main_process:
         return FineTuneResult(best, pd.DataFrame(), "")
     scored = {part: job.texts.data.parts[part] for part in ("validation", "test")}
@@ -229,5 +245,6 @@ def finish(job: Job, progress: Progress) -> FineTuneResult:
     scores, summary = write_report(findings, tracker)
     final = scores[(scores["part"] == "test") & (scores["state"] == "best")].iloc[0]
     measured = {"test/accuracy": float(final["accuracy"]), "test/macro_f1": float(final["macro_f1"])}
-    tracker.log_model(model, job.texts.tokenizer, "text-classification", measured, config.register_as)
+    tracker.log_model(models["best"], job.texts.tokenizer, "text-classification", measured, config.register_as)
+    tracker.note(summary)
     return FineTuneResult(best, scores, summary)

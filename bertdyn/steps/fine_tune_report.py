@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from bertdyn.data.text_data import TextData
 from bertdyn.features.store import FeatureStore
@@ -18,7 +19,7 @@ from bertdyn.training.selection import best_epoch
 
 NAMES = {
     ("best", "none"): "fine-tuned, best epoch",
-    ("pretrained", "none"): "before training (new head)",
+    ("pretrained", "none"): "before training",
     ("none", "tfidf"): "TF-IDF + logistic regression",
     ("none", "majority"): "always the most frequent class",
 }
@@ -40,7 +41,7 @@ class Findings(NamedTuple):
 
 
 def write_report(found: Findings, tracker: Tracker) -> tuple[pd.DataFrame, str]:
-    """Write tables, figures, final metrics and the note into `tracker`; return scores and Markdown."""
+    """Write tables, figures and final metrics into `tracker`; return scores and the report, Markdown."""
     scores = score_table(found)
     best = best_epoch(found.history, task.SELECTION_METRIC)
     tracker.log_table(scores, "scores")
@@ -51,9 +52,7 @@ def write_report(found: Findings, tracker: Tracker) -> tuple[pd.DataFrame, str]:
     tracker.log_table(task.confusion(test, labels), "confusion")
     write_figures(found, best, tracker)
     tracker.log_metrics(final_metrics(found, scores, best), len(found.history) - 1)
-    summary = markdown(found, scores, best)
-    tracker.note(summary)
-    return scores, summary
+    return scores, markdown(found, scores, best)
 
 
 def score_table(found: Findings) -> pd.DataFrame:
@@ -125,7 +124,7 @@ def write_figures(found: Findings, best: int, tracker: Tracker) -> None:
         tracker.log_figure(figure, figure_name)
 
 
-def features_figure(store: FeatureStore, label_names: list[str], title: str):
+def features_figure(store: FeatureStore, label_names: list[str], title: str) -> Figure:
     """PCA of first-token features, layer × epoch; at layer 0 the first token is the same in all texts."""
     bases = {
         layer: fixed_basis([store.array("first", state, layer) for state in store.states])

@@ -1,21 +1,20 @@
 """What a training starts with: processes, texts and tokens, a model, batches, and the record of all that."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertdyn.data.batching import make_batches
 from bertdyn.data.loading import load_data
 from bertdyn.data.text_data import TextData
-from bertdyn.data.tokenization import tokenize_parts
+from bertdyn.data.tokenization import TokenizedParts, tokenize_parts
 from bertdyn.errors import InputError
 from bertdyn.files import cache_folder, write_json
 from bertdyn.models.loading import check_max_length, load_config, load_model, load_tokenizer
@@ -34,13 +33,14 @@ class Texts(NamedTuple):
 
     data: TextData
     tokenizer: PreTrainedTokenizerBase
-    tokens: dict[str, Dataset]
+    tokens: TokenizedParts
     """Part → tokenised rows."""
 
 
 def make_accelerator(config: FineTuneConfig) -> Accelerator:
     """Device, precision and processes, as accelerate or torchrun set them up."""
     partly_frozen = bool(config.freeze_layers or config.freeze_embeddings)
+    AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),  # said outright, else accelerate ignores torchrun on a CPU
@@ -56,7 +56,7 @@ def make_accelerator(config: FineTuneConfig) -> Accelerator:
 def load_texts(config: FineTuneConfig, accelerator: Accelerator) -> Texts:
     """All parts of the data, tokenised (once, by the main process; the others read its cache)."""
     name = resolve_model(config.model_name_or_path)
-    model_config = load_config(name, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(name, config.config_overrides, trust_remote_code=config.trust_remote_code)
     check_max_length(model_config, config.max_length)
     tokenizer = load_tokenizer(config.tokenizer_name or name, trust_remote_code=config.trust_remote_code)
     data = load_data(config)
@@ -81,8 +81,8 @@ def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> Non
             seen = data.fingerprint
         if seen != data.fingerprint:
             raise InputError(f"the data of run {config.resume_run_id} changed since it was started: {data.source}")
-    tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
-    write_json(tracker.folder / "data.json", {"fingerprint": data.fingerprint, "source": data.source, **data.report})
+    content = {"fingerprint": data.fingerprint, **data.report, "texts_cut": texts.tokens.truncated}
+    write_json(tracker.folder / "data.json", content)
     tracker.publish("data.json")
     for part, table in data.parts.items():
         context = {"train": "training"}.get(part, part)
@@ -94,7 +94,7 @@ def start_model(config: FineTuneConfig, texts: Texts, folder: Path, progress: Pr
     set_seed(config.seed)
     labels = texts.data.label_names
     if progress:
-        return load_model(str(folder / checkpoint_path(progress.epoch)), task.NAME, label_names=labels)
+        return load_checkpoint(config, folder, progress.epoch, labels)
     model = load_model(
         resolve_model(config.model_name_or_path),
         task.NAME,
@@ -109,6 +109,16 @@ def start_model(config: FineTuneConfig, texts: Texts, folder: Path, progress: Pr
             "they do not belong together (--tokenizer_name, --model_name_or_path)"
         )
     return model
+
+
+def load_checkpoint(config: FineTuneConfig, folder: Path, epoch: int, label_names: list[str]) -> PreTrainedModel:
+    """The model as it was at the end of `epoch` of the run in `folder`."""
+    return load_model(
+        str(folder / checkpoint_path(epoch)),
+        task.NAME,
+        label_names=label_names,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def batches_of(part: str, config: FineTuneConfig, texts: Texts, accelerator: Accelerator) -> DataLoader:

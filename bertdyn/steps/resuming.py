@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from bertdyn.errors import InputError
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.tracking.locations import check_unfinished, load_run_config, require_source
+from bertdyn.tracking.locations import check_unfinished, load_run_config
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
     TRAINING_STATE,
@@ -27,7 +27,6 @@ def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
         something else.
     """
     run_id = config.resume_run_id or ""
-    require_source(run_id, ("fine-tune",))
     stored = load_run_config(run_id)
     for name in sorted(given - {"resume_run_id"}):
         if name not in stored or getattr(config, name) != stored[name]:
@@ -54,6 +53,11 @@ def earlier_progress(
         except FileNotFoundError:  # it did not come to the end of epoch 0
             pass
         else:
+            if progress.num_processes != accelerator.num_processes:
+                raise InputError(
+                    f"--resume_run_id {config.resume_run_id}: started with {progress.num_processes} process(es), now "
+                    f"{accelerator.num_processes}; another number would be another training"
+                )
             for path in ("dynamics.parquet", checkpoint_path(0), checkpoint_path(progress.epoch)):
                 tracker.fetch(path)
             if config.store_features:

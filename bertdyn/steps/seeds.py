@@ -23,12 +23,15 @@ def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     InputError
         Whatever is wrong with data, model or options.
     """
-    tracker.log_config(dataclasses.asdict(config))
+    tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
     results, links = {}, {}
     for seed in config.seed_list():
         child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
-        with tracker.child(child_config.default_run_name(), {}) as child:
-            results[seed] = fine_tune(child_config, child)
+        with tracker.child(child_config.default_run_name(), child_config.tags()) as child:
+            again = child.run_id if child.resumed else None
+            results[seed] = earlier_result(child) or fine_tune(
+                dataclasses.replace(child_config, resume_run_id=again), child
+            )
             links[seed] = child.link()
     table = pd.concat([result.scores.assign(seed=seed) for seed, result in results.items()], ignore_index=True)
     if table.empty:  # not the main process
@@ -38,6 +41,15 @@ def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     tracker.log_metrics(intervals, config.num_train_epochs)
     tracker.note(summary)
     return FineTuneResult(None, table, summary)
+
+
+def earlier_result(tracker: Tracker) -> FineTuneResult | None:
+    """What a child run found that had ended before its parent was interrupted."""
+    try:
+        summary = tracker.fetch("summary.md").read_text(encoding="utf-8")  # the last thing that a run writes
+        return FineTuneResult(None, pd.read_parquet(tracker.fetch("scores.parquet")), summary)
+    except FileNotFoundError:
+        return None
 
 
 def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int, str]) -> tuple[str, dict[str, float]]:
@@ -74,8 +86,8 @@ def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds, by Student's t."""
+    """The 95 % interval of a mean accuracy over seeds, by Student's t, within 0 and 1."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
-    return float(low), float(high)
+    return max(float(low), 0.0), min(float(high), 1.0)

@@ -16,10 +16,10 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 
+from bertdyn.data.batching import Batch, model_inputs
+
 NAME = "classification"
 SELECTION_METRIC = "eval/accuracy"
-
-Batch = dict[str, Tensor]
 
 
 class Predictions(NamedTuple):
@@ -39,11 +39,6 @@ class Predictions(NamedTuple):
     def probabilities(self) -> np.ndarray:
         """[examples, classes]"""
         return softmax(self.logits.astype(np.float64), axis=1)
-
-
-def model_inputs(batch: Batch) -> Batch:
-    """A batch without what only we need (the row index and the labels)."""
-    return {name: value for name, value in batch.items() if name not in ("index", "labels")}
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -127,7 +122,9 @@ def baselines(train: pd.DataFrame, scored: Mapping[str, pd.DataFrame]) -> dict[s
     models = {
         "majority": DummyClassifier(),
         "tfidf": make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+            # punctuation counts as words, so that no text is empty
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]"),
+            LogisticRegression(C=10, max_iter=1000),
         ),
     }
     for model in models.values():

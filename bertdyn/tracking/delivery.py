@@ -3,11 +3,13 @@
 What is to be delivered is queued; `flush` sends all of it or as much as it can, and never raises.
 While the server is away the queue grows, and the next call tries again.
 
-Three things are unusual. An answer can be lost after the request was carried out, so after any
+Four things are unusual. An answer can be lost after the request was carried out, so after any
 failure the server is asked which points it has before one is sent again: no point is there twice.
-Paths, tags and params that are not delivered yet are also kept in a file, so that a resumed run
-delivers what a killed one could not. And a server that takes long to not answer is asked less
-often, so that it costs a training a tenth of its time at most.
+Paths arrive in the order of their last publication, because a file may name another: one that
+cannot be uploaded now holds back those after it. Paths, tags and params that are not delivered yet
+are also kept in a file, so that a resumed run delivers what a killed one could not. And a server
+that takes long to not answer is asked less often, so that it costs a training a tenth of its time
+at most.
 """
 
 import json
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from bertdyn.files import write_json
+from bertdyn.files import cache_folder, write_json
 from bertdyn.tracking.endings import signals_held
 from bertdyn.tracking.points import Point
 from bertdyn.tracking.store import first_line, is_refusal, long_requests, shown
@@ -40,17 +42,28 @@ class Job(NamedTuple):
     do: Callable[[], None]
 
 
+def outbox(run_id: str) -> Path:
+    """The file of this machine that keeps what the store does not have yet of a run; none when it has all."""
+    return cache_folder("outbox") / f"{run_id}.json"
+
+
 class Delivery:
     """The queue between one run and the store.
 
-    Args:
-        client: of the store.
-        run_id: the run.
-        folder: the run's folder, to which queued paths are relative.
-        outbox: the file that keeps what is queued.
-        points: points of which it is not known whether the store has them (of a resumed run).
-        resumed: whether the store may hold points of this run that are not known here.
-        on_recovery: called when the store answers after it did not.
+    Parameters
+    ----------
+    client
+        Of the store.
+    run_id
+        The run.
+    folder
+        The run's folder, to which queued paths are relative.
+    points
+        Points of which it is not known whether the store has them (of a resumed run).
+    resumed
+        Whether the store may hold points of this run that are not known here.
+    on_recovery
+        Called when the store answers after it did not.
     """
 
     def __init__(
@@ -58,12 +71,11 @@ class Delivery:
         client: MlflowClient,
         run_id: str,
         folder: Path,
-        outbox: Path,
         points: Iterable[Point] = (),
         resumed: bool = False,
         on_recovery: Callable[[], None] = lambda: None,
     ):
-        self._client, self._run_id, self._folder, self._outbox = client, run_id, folder, outbox
+        self._client, self._run_id, self._folder, self._outbox = client, run_id, folder, outbox(run_id)
         self._on_recovery = on_recovery
         self._points = list(points)
         self._in_doubt = resumed
@@ -72,8 +84,8 @@ class Delivery:
         self._away = False
         self._uploads_fail = False
         self._not_before = 0.0
-        kept = json.loads(outbox.read_text(encoding="utf-8")) if outbox.exists() else {}
-        self._paths: dict[str, None] = dict.fromkeys(kept.get("paths", ()))  # a set in order of arrival
+        kept = json.loads(self._outbox.read_text(encoding="utf-8")) if self._outbox.exists() else {}
+        self._paths: dict[str, None] = dict.fromkeys(kept.get("paths", ()))  # a set in order of publication
         self._tags: dict[str, str] = kept.get("tags", {})
         self._params: dict[str, str] = kept.get("params", {})
 
@@ -92,7 +104,8 @@ class Delivery:
         self._keep()
 
     def add_path(self, path: str) -> None:
-        """Queues the upload of a file or directory of the run's folder."""
+        """Queues the upload of a file or directory of the run's folder, after all that is queued."""
+        self._paths.pop(path, None)
         self._paths[path] = None
         self._keep()
 
@@ -114,8 +127,10 @@ class Delivery:
     def flush(self, now: bool = False) -> bool:
         """Sends what is queued; True when nothing is left.
 
-        Args:
-            now: try even when the last failure was so slow that it is too early for another.
+        Parameters
+        ----------
+        now
+            Try even when the last failure was so slow that it is too early for another.
         """
         if not self.waiting():
             return True
@@ -141,6 +156,7 @@ class Delivery:
         while not self.flush(now=True):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
+                self._keep()
                 return False
             if time.monotonic() >= next_line:
                 uri = shown(self._client.tracking_uri)
@@ -202,10 +218,8 @@ class Delivery:
         for path in list(self._paths):
             try:
                 with long_requests():
-                    self._or_refused(path, self._upload, path)
-            except Exception as error:  # the artifact store can be away on its own, or dislike one file
-                del self._paths[path]
-                self._paths[path] = None  # to the end, so that the others get their turn
+                    self._or_refused(path, self.upload, path)
+            except Exception as error:  # the artifact store can be away on its own
                 if not self._uploads_fail:
                     logger.warning("%s of run %s is not uploaded yet: %s", path, self._run_id, first_line(error))
                 self._uploads_fail = True
@@ -214,7 +228,8 @@ class Delivery:
             del self._paths[path]
             self._keep()
 
-    def _upload(self, path: str) -> None:
+    def upload(self, path: str) -> None:
+        """Uploads a file or directory of the run's folder now, and raises what the store's driver raises."""
         local, parent = self._folder / path, str(Path(path).parent)
         if local.is_dir():
             self._client.log_artifacts(self._run_id, str(local), path)
@@ -226,6 +241,7 @@ class Delivery:
         for _ in range(len(self._jobs)):
             self._or_refused(self._jobs[0].what, self._jobs[0].do)
             self._jobs.popleft()
+            self._keep()
 
     def _or_refused(self, what: str, send: Callable[..., object], *arguments: Any, **named: Any) -> None:
         """Calls `send` with the arguments; what the store refuses for good is given up with a warning."""
@@ -256,8 +272,9 @@ class Delivery:
             self._on_recovery()
 
     def _keep(self) -> None:
-        if self._paths or self._tags or self._params:
-            write_json(self._outbox, {"paths": list(self._paths), "tags": self._tags, "params": self._params})
+        if waiting := self.waiting():
+            kept = {"waiting": waiting, "paths": list(self._paths), "tags": self._tags, "params": self._params}
+            write_json(self._outbox, kept)
         else:
             self._outbox.unlink(missing_ok=True)
 

@@ -26,13 +26,17 @@ _MANIFEST = "checkpoints/manifest.json"
 def resolve_model(name: str) -> str:
     """What `from_pretrained` takes: a folder for `runs:/…` and `models:/…`, else the name as it is.
 
-    Args:
-        name: a hub id or folder; `runs:/<id>/checkpoints/<state>` with a state such as `best`,
-            `last`, `pretrained`, `epoch_003`; another directory of a run; `models:/name@alias`,
-            `models:/name/3`, `models:/m-<id>`.
+    Parameters
+    ----------
+    name
+        A hub id or folder; `runs:/<id>/checkpoints/<state>` with a state such as `best`,
+        `last`, `pretrained`, or a checkpoint such as `epoch_003`, `step_000004`; another directory
+        of a run; `models:/name@alias`, `models:/name/3`, `models:/m-<id>`.
 
-    Raises:
-        InputError: when the store, run, state, model, version or alias does not exist.
+    Raises
+    ------
+    InputError
+        If the store, run, state, model, version or alias does not exist.
     """
     if name.startswith("runs:/"):
         run_id, _, path = name.removeprefix("runs:/").strip("/").partition("/")
@@ -42,42 +46,33 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def artifact(run_id: str, path: str) -> Path:
-    """The local path of a file or directory of a run, downloaded once where the store is elsewhere.
-
-    Raises:
-        InputError: when the run or the artifact does not exist.
-    """
-    return _artifact(_run(run_id), path)
-
-
 def load_run_config(run_id: str) -> dict[str, Any]:
     """The exact resolved configuration of a run.
 
-    Raises:
-        InputError: when the run does not exist or has none.
+    Raises
+    ------
+    InputError
+        If the run does not exist or has none, or it cannot be read now.
     """
     return _fresh_json(_run(run_id), "config.json")
 
 
-def run_stage(run_id: str) -> str:
-    """The stage of a run, such as `fine-tune`.
-
-    Raises:
-        InputError: when the run does not exist or was not made by bertdyn.
-    """
-    return _stage(_run(run_id))
-
-
-def require_source(run_id: str, stages: Sequence[str]) -> None:
+def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_run_id") -> None:
     """Checks that a step can take this run as its source.
 
-    Args:
-        run_id: the run.
-        stages: the stages that the step accepts.
+    Parameters
+    ----------
+    run_id
+        The run.
+    stages
+        The stages that the step accepts.
+    flag
+        The option that named the run, for the messages.
 
-    Raises:
-        InputError: when the run does not exist, is of another stage, or only holds runs of several seeds.
+    Raises
+    ------
+    InputError
+        If the run does not exist, is of another stage, or only holds runs of several seeds.
     """
     from mlflow.exceptions import MlflowException
 
@@ -85,40 +80,38 @@ def require_source(run_id: str, stages: Sequence[str]) -> None:
 
     client = connect()
     run = find_run(client, run_id)
-    stage = _stage(run)
+    stage = run.data.tags.get("bertdyn.stage")
+    if not stage:
+        raise InputError(f"--{flag}: run {run_id} was not made by bertdyn: it has no tag bertdyn.stage")
     if stage not in stages:
-        raise InputError(f"source_run_id: run {run_id} is a {stage} run; give a {' or '.join(stages)} run")
+        raise InputError(f"--{flag}: run {run_id} is a {stage} run; give a {' or '.join(stages)} run")
     try:
         same = [child for child in children(client, run) if child.data.tags.get("bertdyn.stage") == stage]
     except MlflowException as error:
-        raise InputError(f"source_run_id: the children of {run_id} cannot be read: {first_line(error)}") from error
-    if same or "bertdyn.children" in run.data.tags:
+        raise InputError(f"--{flag}: the children of {run_id} cannot be read: {first_line(error)}") from error
+    if same:
         named = ", ".join(f"{child.info.run_id} ({child.info.run_name})" for child in same)
-        named = named or run.data.tags["bertdyn.children"]
-        raise InputError(f"source_run_id: run {run_id} holds several runs; give one of its children: {named}")
+        raise InputError(f"--{flag}: run {run_id} holds several runs; give one of its children: {named}")
 
 
 def check_unfinished(run_id: str) -> None:
     """Checks that there is something left to resume.
 
-    Raises:
-        InputError: when the run does not exist or has ended well.
+    Raises
+    ------
+    InputError
+        If the run does not exist, or has ended well and all of it is in the store.
     """
-    if _run(run_id).info.status == "FINISHED":
-        raise InputError(f"resume_run_id: run {run_id} has already finished; start a new one")
+    from bertdyn.tracking.delivery import outbox
+
+    if _run(run_id).info.status == "FINISHED" and not outbox(run_id).exists():
+        raise InputError(f"--resume_run_id: run {run_id} has already finished; start a new one")
 
 
 def _run(run_id: str) -> "Run":
     from bertdyn.tracking.store import connect, find_run
 
     return find_run(connect(), run_id)
-
-
-def _stage(run: "Run") -> str:
-    stage = run.data.tags.get("bertdyn.stage")
-    if not stage:
-        raise InputError(f"run {run.info.run_id} was not made by bertdyn: it has no tag bertdyn.stage")
-    return stage
 
 
 def _artifact(run: "Run", path: str) -> Path:
@@ -154,13 +147,16 @@ def _fresh_json(run: "Run", path: str) -> dict[str, Any]:
 def _run_model(run_id: str, path: str) -> Path:
     first, _, state = path.partition("/")
     if not run_id or not path or (first == "checkpoints" and not state):
-        raise InputError(f"model_name_or_path: 'runs:/{run_id}/{path}': give runs:/<run id>/checkpoints/<state>")
+        raise InputError(f"--model_name_or_path 'runs:/{run_id}/{path}': give runs:/<run id>/checkpoints/<state>")
     run = _run(run_id)
     if first == "checkpoints" and "/" not in state:
-        states = _fresh_json(run, _MANIFEST)["states"]
-        if state not in states and state not in states.values():
-            known = ", ".join(sorted({*states, *states.values()}))
-            raise InputError(f"model_name_or_path: run {run_id} has no state {state!r}; it has: {known}")
+        manifest = _fresh_json(run, _MANIFEST)
+        states = manifest["states"]
+        known = {*states, *states.values(), *manifest.get("checkpoints", ())}
+        if state not in known:
+            raise InputError(
+                f"--model_name_or_path: run {run_id} has no state {state!r}; it has: {', '.join(sorted(known))}"
+            )
         path = f"checkpoints/{states.get(state, state)}"
     return _artifact(run, path)
 
@@ -184,7 +180,7 @@ def _registered_model(uri: str) -> Path:
                     _assemble(Path(downloaded), assembled, uri)
     except (MlflowException, requests.RequestException, OSError) as error:
         raise InputError(
-            f"model_name_or_path: {uri} is not in {shown(client.tracking_uri)}: {first_line(error)}"
+            f"--model_name_or_path {uri} is not in {shown(client.tracking_uri)}: {first_line(error)}"
         ) from error
     return folder
 
@@ -200,7 +196,7 @@ def _model_source(client: "MlflowClient", uri: str) -> tuple[str, str]:
     else:
         name, _, number = name.partition("/")
         if not number.isdigit():
-            raise InputError(f"model_name_or_path: {uri!r}: give models:/name@alias, models:/name/3 or models:/m-<id>")
+            raise InputError(f"--model_name_or_path {uri!r}: give models:/name@alias, models:/name/3 or models:/m-<id>")
         version = client.get_model_version(name, number)
     source = version.source or ""
     if source.startswith("models:/m-"):
@@ -214,7 +210,7 @@ def _assemble(model: Path, target: Path, uri: str) -> None:
     parts = [model / "components" / "tokenizer", model / "model"]
     if not (model / "model" / "config.json").exists():
         if not (model / "config.json").exists():
-            raise InputError(f"model_name_or_path: {uri} is no Hugging Face model: it has no config.json")
+            raise InputError(f"--model_name_or_path {uri} is no Hugging Face model: it has no config.json")
         parts = [model]
     for part in filter(Path.is_dir, parts):
         shutil.copytree(part, target, dirs_exist_ok=True)

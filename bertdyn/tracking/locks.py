@@ -13,11 +13,15 @@ from bertdyn.files import cache_folder
 class RunLock:
     """The right to write one run.
 
-    Args:
-        run_id: the run.
+    Parameters
+    ----------
+    run_id
+        The run.
 
-    Raises:
-        InputError: when another process, or another tracker of this one, is writing it.
+    Raises
+    ------
+    InputError
+        If another process, or another tracker of this one, is writing it.
     """
 
     def __init__(self, run_id: str):

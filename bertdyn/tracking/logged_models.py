@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -33,18 +34,22 @@ _ALIAS = re.compile(r"(?!v\d+$)[A-Za-z0-9_-]+")
 def check_register_as(register_as: str) -> tuple[str, str | None]:
     """Splits `name` or `name@alias`; to be called before the work is done.
 
-    Returns:
+    Returns
+    -------
+    tuple
         The name and the alias, None where there is none.
 
-    Raises:
-        InputError: when MLflow would refuse one of them.
+    Raises
+    ------
+    InputError
+        If MLflow would refuse one of them.
     """
     name, at, alias = register_as.partition("@")
     if not _NAME.fullmatch(name) or name.strip() != name:
-        raise InputError(f"register_as: {register_as!r}: the name must be non-empty, without '/', ':' and '@'")
+        raise InputError(f"--register_as {register_as!r}: the name must be non-empty, without '/', ':' and '@'")
     if at and (not _ALIAS.fullmatch(alias) or alias.lower() == "latest"):
         raise InputError(
-            f"register_as: {register_as!r}: an alias has letters, digits, '-', '_', and is not 'latest' or 'v1'"
+            f"--register_as {register_as!r}: an alias has letters, digits, '-', '_', and is not 'latest' or 'v1'"
         )
     return name, alias or None
 
@@ -52,19 +57,30 @@ def check_register_as(register_as: str) -> tuple[str, str | None]:
 class ModelUpload:
     """One model on its way into the store; `run` continues where a failed `run` stopped.
 
-    Args:
-        client: of the store.
-        run: the run that made the model.
-        model: a Hugging Face model.
-        tokenizer: its tokenizer.
-        task: its pipeline task.
-        register_as: `name` or `name@alias`.
+    Parameters
+    ----------
+    client
+        Of the store.
+    run
+        The run that made the model.
+    model
+        A Hugging Face model.
+    tokenizer
+        Its tokenizer.
+    task
+        Its pipeline task.
+    register_as
+        `name` or `name@alias`.
 
-    Attributes:
-        uri: `models:/m-…` when the model is in the store, before that None.
+    Attributes
+    ----------
+    uri
+        `models:/m-…` when the model is in the store, before that None.
 
-    Raises:
-        InputError: when `register_as` is no valid name.
+    Raises
+    ------
+    InputError
+        If `register_as` is no valid name.
     """
 
     def __init__(self, client: MlflowClient, run: Run, model: Any, tokenizer: Any, task: str, register_as: str | None):
@@ -81,6 +97,10 @@ class ModelUpload:
         self._name, self._alias = check_register_as(register_as) if register_as else (None, None)
         self._model_id: str | None = None
         self._version: str | None = None
+        # Written once, however often the store has to be asked: a large model takes long.
+        self._folder = Path(tempfile.mkdtemp(prefix="bertdyn-model-"))
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._is_written = self._is_uploaded = False
 
     def run(self, points: Iterable[Point] = ()) -> None:
         """Creates, uploads, finishes and registers the model; `points` of the run are shown with it."""
@@ -88,7 +108,8 @@ class ModelUpload:
         if self.uri is None:
             if self._model_id is None:
                 self._model_id = self._create()
-            self._upload(self._model_id)
+            if not self._is_uploaded:
+                self._upload(self._model_id)
             self._client.finalize_logged_model(self._model_id, "READY")
             if metrics := [Metric(p.key, p.value, p.timestamp, p.step, model_id=self._model_id) for p in points]:
                 self._client.log_batch(run_id, metrics=metrics)
@@ -105,15 +126,21 @@ class ModelUpload:
         return created.model_id
 
     def _upload(self, model_id: str) -> None:
-        described = Model(
-            artifact_path=self._client.get_logged_model(model_id).artifact_location,
-            model_uuid=model_id,
-            model_id=model_id,
-            run_id=self._run.info.run_id,
-        )
-        with tempfile.TemporaryDirectory() as folder, long_requests():
-            _save(Path(folder) / "model", described, self._model, self._tokenizer, self._task)
-            self._client.log_model_artifacts(model_id, str(Path(folder) / "model"))
+        target = self._folder / "model"
+        if not self._is_written:
+            described = Model(
+                artifact_path=self._client.get_logged_model(model_id).artifact_location,
+                model_uuid=model_id,
+                model_id=model_id,
+                run_id=self._run.info.run_id,
+            )
+            shutil.rmtree(target, ignore_errors=True)  # half of it, when the disk was full
+            _save(target, described, self._model, self._tokenizer, self._task)
+            self._is_written = True
+        with long_requests():
+            self._client.log_model_artifacts(model_id, str(target))
+        self._is_uploaded = True
+        self._remove_folder()
 
     def _register(self, name: str, uri: str, run_id: str) -> None:
         try:

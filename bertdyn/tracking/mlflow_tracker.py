@@ -8,7 +8,6 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,13 +15,13 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
-from bertdyn.files import cache_folder
-from bertdyn.tracking.artifacts import download_once, fetch_points, run_folder
+from bertdyn.errors import InputError
+from bertdyn.tracking.artifacts import ArtifactUnreadable, download_once, fetch_points, run_folder
 from bertdyn.tracking.delivery import Delivery
-from bertdyn.tracking.endings import SigtermRaises, Terminated, run_status
+from bertdyn.tracking.endings import SigtermRaises, Terminated, run_status, signals_held
 from bertdyn.tracking.locks import RunLock
 from bertdyn.tracking.points import Point, metric_key
-from bertdyn.tracking.store import first_line, run_link, shown
+from bertdyn.tracking.store import first_line, is_refusal, run_link, shown
 from bertdyn.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -40,18 +39,29 @@ _LONGEST_NOTE = 7900
 class MLflowTracker(Tracker):
     """Records a run in its folder and in MLflow; ends it in a `with` block.
 
-    Args:
-        client: of the store.
-        run: the run, RUNNING.
-        stage: `fine-tune`, `extract`, …
-        resumed: whether the run was begun by another process.
-        launcher: the run of `mlflow run`, when that is another one: it ends as this one ends.
-        open_child: makes the tracker of a child run from (parent run, name, tags).
-        resources: whether to record system metrics.
-        patience: seconds that the end waits for a server that is away.
+    Parameters
+    ----------
+    client
+        Of the store.
+    run
+        The run, RUNNING.
+    stage
+        `fine-tune`, `extract`, …
+    resumed
+        Whether the run was begun by another process.
+    launcher
+        The run of `mlflow run`, when that is another one: it ends as this one ends.
+    open_child
+        Makes the tracker of a child run from (parent run, name, tags).
+    resources
+        Whether to record system metrics.
+    patience
+        Seconds that the end waits for a server that is away.
 
-    Raises:
-        InputError: when another process is writing the run.
+    Raises
+    ------
+    InputError
+        If another process is writing the run, or what it wrote earlier cannot be read now.
     """
 
     run_id: str
@@ -74,15 +84,18 @@ class MLflowTracker(Tracker):
         self.patience = PATIENCE if patience is None else patience
         self._launcher, self._open_child, self._resources = launcher, open_child, resources
         self._lock = RunLock(self.run_id)
-        folder, self._is_store = run_folder(run)
-        if resumed and not (folder / "metrics.jsonl").exists():
-            fetch_points(run, folder)
-        super().__init__(folder)
+        try:
+            folder, self._is_store = run_folder(run)
+            if resumed and not (folder / "metrics.jsonl").exists():
+                fetch_points(run, folder)
+            super().__init__(folder)
+        except BaseException:
+            self._lock.release()
+            raise
         self._delivery = Delivery(
             client,
             self.run_id,
             self.folder,
-            outbox=cache_folder("outbox") / f"{self.run_id}.json",
             points=self._points,
             resumed=resumed,
             on_recovery=self._watch_resources,
@@ -121,14 +134,38 @@ class MLflowTracker(Tracker):
             self._delivery.add_path(path)
             self._delivery.flush()
 
+    def publish_now(self, path: str) -> None:
+        """As `publish`, but now or not at all: the proof that artifacts of this run can be stored.
+
+        Raises
+        ------
+        InputError
+            If the artifact store does not take it.
+        """
+        if self._is_store:
+            return
+        try:
+            with signals_held():
+                self._delivery.upload(path)
+        except Exception as error:  # each store's driver has its own exceptions
+            where = shown(self.run.info.artifact_uri)
+            raise InputError(
+                f"the artifacts of run {self.run_id} cannot be stored at {where}: {first_line(error)}"
+            ) from error
+
     def fetch(self, path: str) -> Path:
         """The local path of an artifact of this run, downloaded when this machine does not have it.
 
-        Raises:
-            FileNotFoundError: when the run has no such artifact.
+        Raises
+        ------
+        FileNotFoundError
+            If the run has no such artifact.
+        InputError
+            If the artifact store does not say so, or does not hand it over now.
         """
-        local = self.folder / path
-        return local if local.exists() or self._is_store else download_once(self.run, path, self.folder)
+        if self._is_store or (self.folder / path).exists():
+            return super().fetch(path)
+        return download_once(self.run, path, self.folder)
 
     def log_dataset(
         self,
@@ -162,8 +199,10 @@ class MLflowTracker(Tracker):
 
         Waits for a server that is away as the end of the run does.
 
-        Raises:
-            InputError: when `register_as` is no valid name.
+        Raises
+        ------
+        InputError
+            If `register_as` is no valid name.
         """
         from bertdyn.tracking.logged_models import ModelUpload
 
@@ -191,14 +230,18 @@ class MLflowTracker(Tracker):
     def child(self, run_name: str, tags: Mapping[str, str] | None = None) -> "MLflowTracker":
         """A tracker for a run nested in this one; of a resumed run, the child of that name is resumed.
 
-        Raises:
-            RuntimeError: when the server stays away for `patience` seconds; a child cannot begin without it.
+        Raises
+        ------
+        RuntimeError
+            If the server stays away for `patience` seconds; a child cannot begin without it.
+        InputError
+            If another process is writing that run, or what it wrote earlier cannot be read for as long.
         """
         deadline = time.monotonic() + self.patience
         while True:
             try:
                 return self._open_child(self, run_name, dict(tags or {}))
-            except MlflowException as error:
+            except (MlflowException, ArtifactUnreadable) as error:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"child run {run_name!r} cannot begin: {first_line(error)}") from error
                 logger.warning("child run %r waits for MLflow: %s", run_name, first_line(error))
@@ -242,18 +285,34 @@ class MLflowTracker(Tracker):
             self._monitor = None
         if not self._is_store and (self.folder / "metrics.jsonl").exists():
             self._delivery.add_path("metrics.jsonl")
-        delivered = self._delivery.finish(patience)
-        for run_id in filter(None, (self.run_id, self._launcher)):
-            self._delivery.add_job("the end state", partial(self.client.set_terminated, run_id, status))
-        ended = self._delivery.finish(max(deadline - time.monotonic(), 0))
-        if not (delivered and ended):
+        self._delivery.finish(patience)
+        # Apart from what is queued: whatever cannot be delivered, the run is not RUNNING any more.
+        ended = [self._set_terminated(run_id, status, deadline) for run_id in (self.run_id, self._launcher) if run_id]
+        missing = [self._delivery.waiting(), "" if all(ended) else "the end state"]
+        if any(missing):
             logger.error(
                 "MLflow at %s did not take %s; the results are in %s, and --resume_run_id %s delivers them",
                 shown(self.uri),
-                self._delivery.waiting(),
+                ", ".join(filter(None, missing)),
                 self.folder,
                 self.run_id,
             )
+
+    def _set_terminated(self, run_id: str, status: str, deadline: float) -> bool:
+        """Tries until the deadline, once at least; False when the store did not take it."""
+        while True:
+            try:
+                with signals_held():
+                    self.client.set_terminated(run_id, status)
+            except Exception as error:  # whatever a driver, the network or a proxy raises
+                if is_refusal(error):
+                    logger.warning("MLflow refuses the end state of run %s: %s", run_id, first_line(error))
+                    return True
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(min(2, max(deadline - time.monotonic(), 0)))
+            else:
+                return True
 
 
 def _dataset(table: "pandas.DataFrame", name: str, source: str, digest: str, targets: str | None) -> Any:

@@ -6,8 +6,9 @@ resumed. When `mlflow run` resumes an earlier run, the launcher's run points to 
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -36,24 +37,30 @@ def open_run(
 ) -> MLflowTracker:
     """Opens the run of this command; use it at once in a `with` block, which ends it.
 
-    Args:
-        stage: `fine-tune`, `extract`, …: the tag `bertdyn.stage`.
-        run_name: of a new run, and of one that `mlflow run` made with a random name.
-        tags: further tags.
-        resume_run_id: the run to continue; empty for none.
-        patience: seconds that the end waits for a server that is away (default: `mlflow_tracker.PATIENCE`).
+    Parameters
+    ----------
+    stage
+        `fine-tune`, `extract`, …: the tag `bertdyn.stage`.
+    run_name
+        Of a new run, and of one that `mlflow run` made with a random name.
+    tags
+        Further tags.
+    resume_run_id
+        The run to continue; empty for none.
+    patience
+        Seconds that the end waits for a server that is away (default: `mlflow_tracker.PATIENCE`).
 
-    Raises:
-        InputError: when MLflow does not answer, the run to resume does not exist, is of another
-            stage, or is being written by another process.
+    Raises
+    ------
+    InputError
+        If MLflow does not answer, its artifact store takes nothing, or the run to resume does not
+        exist, is of another stage, or is being written by another process.
     """
     client = connect()
     # Taken out, so that processes started by the step do not write into this run.
     launched = os.environ.pop("MLFLOW_RUN_ID", None)
     git = git_state(source_folder())
-    tags = {"bertdyn.stage": stage, **(tags or {})}
-    if git is not None:
-        tags["git.dirty"] = str(git.dirty).lower()
+    tags = {"bertdyn.stage": stage, **(tags or {}), **_git_tags(git)}
     ours = [launched] if launched else []  # the runs that must not stay RUNNING if this goes wrong
     try:
         attempt = 0
@@ -61,8 +68,7 @@ def open_run(
         if resumes_another:
             run = find_run(client, resume_run_id or "")
             _check_stage(run, stage)
-            attempt = int(run.data.tags.get("bertdyn.resumed_times", "0")) + 1
-            tags["bertdyn.resumed_times"] = str(attempt)
+            attempt = _attempt(run)
         elif launched:
             run = find_run(client, launched)
             if run_name and _RANDOM_NAME.fullmatch(run.info.run_name or ""):
@@ -77,7 +83,7 @@ def open_run(
             stage=stage,
             resumed=bool(resume_run_id) or bool(launched and run.data.metrics),
             launcher=launched if resumes_another else None,
-            open_child=_open_child,
+            open_child=partial(_open_child, git),
             resources=os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0"),
             patience=patience,
         )
@@ -86,7 +92,7 @@ def open_run(
             ours.append(run.info.run_id)
         if launched and resumes_another:
             _point_launcher(client, launched, run, stage)
-        _record_origin(tracker, tags, git, f"_resume_{attempt}" if attempt else "")
+        _record_origin(tracker, tags, git, attempt, tracker.publish_now)
     except BaseException as error:  # Ctrl-C and SIGTERM, too
         for run_id in ours:
             _end_quietly(client, run_id, run_status(error))
@@ -97,14 +103,24 @@ def open_run(
     return tracker
 
 
-def _record_origin(tracker: MLflowTracker, tags: Mapping[str, str], git: GitState | None, suffix: str) -> None:
+def _record_origin(
+    tracker: MLflowTracker,
+    tags: Mapping[str, str],
+    git: GitState | None,
+    attempt: int,
+    publish: Callable[[str], None],
+) -> None:
     """Tags, environment and uncommitted code; a resumed run keeps its first record beside the new one."""
-    tracker.set_tags(tags)
-    write_json(tracker.folder / f"environment{suffix}.json", environment(git))
-    tracker.publish(f"environment{suffix}.json")
-    if git is not None and git.dirty:
-        write_text(tracker.folder / "code" / f"diff{suffix}.patch", git.diff)
-        tracker.publish(f"code/diff{suffix}.patch")
+    suffix = f"_resume_{attempt}" if attempt else ""
+    tracker.set_tags({**tags, "bertdyn.resumed_times": str(attempt)} if attempt else tags)
+    try:
+        write_json(tracker.folder / f"environment{suffix}.json", environment(git))
+        publish(f"environment{suffix}.json")
+        if git is not None and git.dirty:
+            write_text(tracker.folder / "code" / f"diff{suffix}.patch", git.diff)
+            tracker.publish(f"code/diff{suffix}.patch")
+    except OSError as error:
+        raise InputError(f"run {tracker.run_id} cannot be written to {tracker.folder}: {first_line(error)}") from error
 
 
 def _create(client: MlflowClient, experiment_id: str, run_name: str | None, tags: Mapping[str, str]) -> Run:
@@ -112,30 +128,48 @@ def _create(client: MlflowClient, experiment_id: str, run_name: str | None, tags
     return client.create_run(experiment_id, tags=resolve_tags(dict(tags)), run_name=run_name)
 
 
-def _open_child(parent: MLflowTracker, run_name: str, tags: Mapping[str, str]) -> MLflowTracker:
-    tags = {"bertdyn.stage": parent.stage, **tags, _PARENT: parent.run_id}
+def _open_child(git: GitState | None, parent: MLflowTracker, run_name: str, tags: Mapping[str, str]) -> MLflowTracker:
+    tags = {"bertdyn.stage": parent.stage, **tags, _PARENT: parent.run_id, **_git_tags(git)}
     earlier = [run for run in children(parent.client, parent.run) if run.info.run_name == run_name]
+    attempt = 0
     if parent.resumed and earlier:
         run = earlier[-1]
+        attempt = _attempt(run)
         parent.client.update_run(run.info.run_id, status="RUNNING")
     else:
         run = _create(parent.client, parent.run.info.experiment_id, run_name, tags)
-    return MLflowTracker(
-        parent.client,
-        run,
-        stage=tags["bertdyn.stage"],
-        resumed=parent.resumed and bool(earlier),
-        open_child=_open_child,
-        resources=False,  # the same machine's: the parent records them
-        patience=parent.patience,
-    )
+    try:
+        child = MLflowTracker(
+            parent.client,
+            run,
+            stage=tags["bertdyn.stage"],
+            resumed=bool(attempt),
+            open_child=partial(_open_child, git),
+            resources=False,  # the same machine's: the parent records them
+            patience=parent.patience,
+        )
+        _record_origin(child, tags, git, attempt, child.publish)
+    except BaseException as error:
+        _end_quietly(parent.client, run.info.run_id, run_status(error))
+        raise
+    return child
+
+
+def _attempt(run: Run) -> int:
+    """How often the run is resumed, this time included."""
+    return int(run.data.tags.get("bertdyn.resumed_times", "0")) + 1
+
+
+def _git_tags(git: GitState | None) -> dict[str, str]:
+    return {} if git is None else {"git.dirty": str(git.dirty).lower()}
 
 
 def _check_stage(run: Run, stage: str) -> None:
     begun_as = run.data.tags.get("bertdyn.stage", "")
     if begun_as != stage:
         raise InputError(
-            f"resume_run_id: run {run.info.run_id} is a {begun_as or 'foreign'} run; {stage} resumes only {stage} runs"
+            f"--resume_run_id: run {run.info.run_id} is a {begun_as or 'foreign'} run; "
+            f"{stage} resumes only {stage} runs"
         )
 
 

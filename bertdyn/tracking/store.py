@@ -36,8 +36,10 @@ _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_F
 def connect() -> MlflowClient:
     """A client of the store that MLflow's environment names, after it has answered once.
 
-    Raises:
-        InputError: when it does not answer, or refuses.
+    Raises
+    ------
+    InputError
+        If it does not answer, or refuses.
     """
     for name, value in _REQUEST_DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -57,8 +59,10 @@ def connect() -> MlflowClient:
 def find_run(client: MlflowClient, run_id: str) -> Run:
     """The run, with its params, tags and artifact location.
 
-    Raises:
-        InputError: when the store has no such run, or it is deleted.
+    Raises
+    ------
+    InputError
+        If the store has no such run, or it is deleted.
     """
     try:
         run = client.get_run(run_id)
@@ -76,8 +80,10 @@ def find_run(client: MlflowClient, run_id: str) -> Run:
 def find_experiment(client: MlflowClient, default: str) -> str:
     """The id of the experiment that the environment names, else of the one called `default`, made if needed.
 
-    Raises:
-        InputError: when the experiment is deleted.
+    Raises
+    ------
+    InputError
+        If the experiment is deleted.
     """
     if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return experiment_id

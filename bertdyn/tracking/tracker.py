@@ -25,18 +25,26 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Records a run in `folder`.
 
-    Args:
-        folder: where everything goes; made when it is missing. A folder that already holds a run
-            is continued: metric points that are there are not written again.
+    Parameters
+    ----------
+    folder
+        Where everything goes; made when it is missing. A folder that already holds a run
+        is continued: metric points that are there are not written again.
 
-    Attributes:
-        folder: the run's folder.
-        run_id: the MLflow run, or None.
-        uri: the MLflow tracking URI, or None.
+    Attributes
+    ----------
+    folder
+        The run's folder.
+    run_id
+        The MLflow run, or None.
+    uri
+        The MLflow tracking URI, or None.
     """
 
     run_id: str | None = None
     uri: str | None = None
+    resumed: bool = False
+    """Whether an earlier process began this run."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).resolve()
@@ -57,9 +65,12 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Records scalars of one step; a (key, step) that is already there keeps its first value.
 
-        Args:
-            metrics: numbers, NumPy scalars or one-element tensors by name; infinity is recorded as NaN.
-            step: the epoch.
+        Parameters
+        ----------
+        metrics
+            Numbers, NumPy scalars or one-element tensors by name; infinity is recorded as NaN.
+        step
+            The epoch.
         """
         self._deliver(self._points.add(metrics, step))
 
@@ -85,8 +96,10 @@ class Tracker:
     def fetch(self, path: str) -> Path:
         """The local path of an artifact of this run.
 
-        Raises:
-            FileNotFoundError: when this run has no such artifact.
+        Raises
+        ------
+        FileNotFoundError
+            If this run has no such artifact.
         """
         if not (self.folder / path).exists():
             raise FileNotFoundError(f"{path} is not in {self.folder}")
@@ -103,13 +116,20 @@ class Tracker:
     ) -> None:
         """Records which data a run used, in `datasets.json`.
 
-        Args:
-            table: the examples.
-            name: of the dataset.
-            source: the path, URL or name it came from.
-            digest: fingerprint of its content, at most 36 characters.
-            context: what it was used for: `train`, `validation`, `probe`, `test`.
-            targets: the column that holds the labels, if there is one.
+        Parameters
+        ----------
+        table
+            The examples.
+        name
+            Of the dataset.
+        source
+            The path, URL or name it came from.
+        digest
+            Fingerprint of its content, at most 36 characters.
+        context
+            What it was used for: `train`, `validation`, `probe`, `test`.
+        targets
+            The column that holds the labels, if there is one.
         """
         path = self.folder / "datasets.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -136,12 +156,18 @@ class Tracker:
     ) -> str | None:
         """Makes the final model a model of the tracking store, and returns its URI; here there is no store.
 
-        Args:
-            model: a Hugging Face model.
-            tokenizer: its tokenizer.
-            task: the pipeline task, such as `text-classification`.
-            metrics: the numbers to show next to the model.
-            register_as: `name` or `name@alias` in the model registry.
+        Parameters
+        ----------
+        model
+            A Hugging Face model.
+        tokenizer
+            Its tokenizer.
+        task
+            The pipeline task, such as `text-classification`.
+        metrics
+            The numbers to show next to the model.
+        register_as
+            `name` or `name@alias` in the model registry.
         """
         if register_as:
             logger.warning("register_as=%s is ignored: this run is recorded in %s only", register_as, self.folder)

@@ -20,12 +20,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bertdyn.data.batching import Batch
 from bertdyn.errors import InputError
 from bertdyn.files import replacing
-from bertdyn.training.loop import Batch, Listener, Progress
+from bertdyn.training.loop import Listener, Progress
 from bertdyn.training.selection import best_epoch
 
 MANIFEST = "checkpoints/manifest.json"
@@ -62,13 +64,14 @@ class Checkpoints(Listener):
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler,
         *,
+        scaler: GradScaler | None = None,
         metric: str,
         keep: int = -1,
         log_spaced: bool = False,
         saved: Callable[[str], None] = lambda path: None,
     ) -> None:
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.scaler = optimizer, scheduler, scaler
         self.metric, self.keep, self.log_spaced, self.saved = metric, keep, log_spaced, saved
         self.last_step = 0
 
@@ -83,14 +86,15 @@ class Checkpoints(Listener):
         self._write(MANIFEST, lambda path: path.write_text(json.dumps(self._manifest(progress), indent=1)))
         self._write(
             TRAINING_STATE,
-            lambda path: save_training_state(path, self.model, self.optimizer, self.scheduler, progress),
+            lambda path: save_training_state(path, self.model, self.optimizer, self.scheduler, progress, self.scaler),
         )
         if self.keep >= 0:
             self._remove_old(progress)
 
     def _save_model(self, path: str) -> None:
         def write(target: Path) -> None:
-            self.model.save_pretrained(target)
+            # By default transformers writes the old names that a checkpoint was loaded from (LayerNorm.gamma).
+            self.model.save_pretrained(target, save_original_format=False)
             self.tokenizer.save_pretrained(target)
 
         self._write(path, write)
@@ -109,6 +113,7 @@ class Checkpoints(Listener):
             states["best"] = best_epoch(progress.history, self.metric)
         return {
             "states": {name: f"epoch_{epoch:03d}" for name, epoch in states.items()},
+            "checkpoints": sorted(p.parent.name for p in (self.folder / "checkpoints").glob("[es]*/config.json")),
             "metric": self.metric,
             "history": [{"epoch": epoch, **metrics} for epoch, metrics in enumerate(progress.history)],
         }
@@ -122,9 +127,14 @@ class Checkpoints(Listener):
 
 
 def save_training_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, progress: Progress
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    progress: Progress,
+    scaler: GradScaler | None = None,
 ) -> None:
-    """Write the optimiser's tensors by parameter name, with progress and schedule in the metadata."""
+    """Write the optimiser's tensors by parameter name; progress, schedule and float16 scale in the metadata."""
     names = _names_in_order(model, optimizer)
     state = optimizer.state_dict()
     tensors = {
@@ -135,8 +145,13 @@ def save_training_state(
     }
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
     schedule = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
-    progress_json = json.dumps({"progress": asdict(progress), "param_groups": groups, "scheduler": schedule})
-    save_file(tensors, path, metadata={"bertdyn": progress_json})
+    content = {
+        "progress": asdict(progress),
+        "param_groups": groups,
+        "scheduler": schedule,
+        "scaler": scaler.state_dict() if scaler else None,
+    }
+    save_file(tensors, path, metadata={"bertdyn": json.dumps(content)})
 
 
 def load_progress(path: Path) -> Progress:
@@ -144,8 +159,14 @@ def load_progress(path: Path) -> Progress:
     return Progress(**_metadata(path)["progress"])
 
 
-def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
-    """Give optimiser and schedule the state they had when `path` was written.
+def load_training_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    scaler: GradScaler | None = None,
+) -> None:
+    """Give optimiser, schedule and float16 scaler the state they had when `path` was written.
 
     Raises
     ------
@@ -167,6 +188,8 @@ def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Opt
     ]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
     scheduler.load_state_dict(scheduler.state_dict() | metadata["scheduler"])
+    if scaler and metadata["scaler"]:
+        scaler.load_state_dict(metadata["scaler"])
 
 
 def _metadata(path: Path) -> dict[str, Any]:

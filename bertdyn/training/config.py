@@ -3,6 +3,7 @@
 # HfArg returns a dataclasses.Field, which stands for the default value.
 # mypy: disable-error-code="assignment"
 
+import math
 from dataclasses import dataclass
 
 from transformers.hf_argparser import HfArg
@@ -64,8 +65,10 @@ class TrainingConfig:
         ):
             if not getattr(self, name) >= least:
                 raise InputError(f"--{name} {getattr(self, name)}: accepted are values from {least}")
-        if not self.learning_rate > 0:
-            raise InputError(f"--learning_rate {self.learning_rate}: accepted are values above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning_rate {self.learning_rate}: accepted are finite values above 0")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed {self.seed}: accepted are values below 2**32")
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"--warmup_ratio {self.warmup_ratio}: accepted are values from 0 to 1")
         parent = getattr(super(), "__post_init__", None)

@@ -131,7 +131,7 @@ def by_group(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def scalars(rows: pd.DataFrame) -> dict[str, float]:
-    """One epoch's rows → `norm/`, `grad/`, `update/` and `distance/` scalars by group.
+    """One epoch's rows → `norm/`, `grad/` and `update/` scalars by group.
 
     The tracking UI draws one chart per key, so deep models get every second (third, …) layer only.
     """

@@ -9,6 +9,7 @@ What is unusual: all randomness of an epoch (dropout, order of batches) is a fun
 for bit, whatever the listeners drew in between, and no generator state needs to be saved.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from bertdyn.data.batching import Batch
 from bertdyn.training.gradients import clip_gradients, tensor_norms
-
-Batch = dict[str, Tensor]
 
 
 @dataclass
@@ -33,7 +33,9 @@ class Progress:
     epoch: int = -1
     """The last epoch that ended; -1 before epoch 0 (the state before training) was looked at."""
     step: int = 0
-    """Optimiser updates so far."""
+    """Optimiser updates so far, those that a float16 overflow skipped included."""
+    num_processes: int = 1
+    """How many processes share a batch; another number would be another training."""
     stop: bool = False
     """Set by a listener to end the training after this epoch."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -109,10 +111,16 @@ def train(
     -------
     Progress
         With `train/loss` (mean over the examples seen) among each trained epoch's metrics.
+
+    Raises
+    ------
+    FloatingPointError
+        If the mean loss of an epoch is not finite.
     """
     parameters = list(model.parameters())
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    progress = progress or Progress()
+    progress = progress or Progress(num_processes=accelerator.num_processes)
+    accumulation, num_batches = accelerator.gradient_accumulation_steps, len(batches)
     try:
         if progress.epoch < 0:
             progress.epoch = 0
@@ -126,10 +134,12 @@ def train(
             _tell(listeners, "on_epoch_start", progress)
             model.train()
             total = torch.zeros(2, device=accelerator.device)  # sum of losses, number of examples
-            for batch in batches:
+            for position, batch in enumerate(batches):
                 with accelerator.accumulate(model):
                     loss = loss_function(model, batch)
-                    accelerator.backward(loss)
+                    # accelerate divides by the full number even where an epoch's last group is smaller
+                    group = min(accumulation, num_batches - position + position % accumulation)
+                    accelerator.backward(loss * (accumulation / group))
                     if accelerator.sync_gradients:
                         accelerator.unscale_gradients()
                         norms = tensor_norms(parameters)
@@ -146,7 +156,11 @@ def train(
                 total[1] += find_batch_size(batch)
                 _tell(listeners, "on_step_end", progress, batch, loss)
             total = accelerator.reduce(total)
-            progress.metrics["train/loss"] = float(total[0] / total[1])
+            progress.metrics["train/loss"] = mean_loss = float(total[0] / total[1])
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(
+                    f"the training diverged in epoch {progress.epoch} (mean loss {mean_loss}): lower --learning_rate"
+                )
             progress.metrics["train/learning_rate"] = float(scheduler.get_last_lr()[0])
             _tell(listeners, "on_epoch_end", progress)
     finally:

@@ -24,7 +24,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    # With a fused optimiser, accelerate cannot tell that a float16 overflow skipped an update.
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=config.mixed_precision != "fp16")
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, num_updates: int) -> LRScheduler:

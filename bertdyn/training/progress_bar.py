@@ -5,7 +5,8 @@ import time
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bertdyn.training.loop import Batch, Listener, Progress
+from bertdyn.data.batching import Batch
+from bertdyn.training.loop import Listener, Progress
 
 SECONDS_BETWEEN_LOSSES = 2.0
 

@@ -7,7 +7,8 @@ import time
 import torch
 from torch import Tensor
 
-from bertdyn.training.loop import Batch, Listener, Progress
+from bertdyn.data.batching import Batch
+from bertdyn.training.loop import Listener, Progress
 
 
 class Resources(Listener):

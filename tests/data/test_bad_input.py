@@ -1,4 +1,4 @@
-"""Every wrong input is one line that names the field or file, the value, and what is accepted."""
+"""Every wrong input is one line that names the option or file, the value, and what is accepted."""
 
 import re
 
@@ -23,15 +23,15 @@ def refused(match, **flags):
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        ({"max_train_samples": 0}, "max_train_samples: 0; .* 1 or more"),
-        ({"max_probe_samples": -5}, "max_probe_samples: -5"),
-        ({"max_length": 2}, "max_length: 2; .* 3 or more"),
-        ({"data_seed": -1}, "data_seed: -1"),
-        ({"dataset": ""}, "dataset: empty"),
-        ({"dataset": "synthetic", "text_column": "review"}, "text_column: 'review' .*'synthetic'"),
-        ({"dataset": "squad_v2"}, "'squad_v2' is for question answering"),
+        ({"max_train_samples": 0}, "^--max_train_samples 0: .* 1 or more"),
+        ({"max_probe_samples": -5}, "^--max_probe_samples -5: "),
+        ({"max_length": 2}, "^--max_length 2: .* 3 or more"),
+        ({"data_seed": -1}, "^--data_seed -1: "),
+        ({"dataset": ""}, "^--dataset '': empty"),
+        ({"dataset": "synthetic", "text_column": "review"}, "^--text_column 'review': .*--dataset 'synthetic'"),
+        ({"dataset": "squad_v2"}, "^--dataset 'squad_v2': it is for question answering"),
         ({"dataset": "nowhere/reviews.csv"}, "nowhere/reviews.csv: no such file"),
-        ({"dataset": "imdb", "data_dir": "/nowhere"}, "data_dir: no folder /nowhere"),
+        ({"dataset": "imdb", "data_dir": "/nowhere"}, "^--data_dir '/nowhere': no folder /nowhere;"),
     ],
 )
 def test_flags(flags, match):
@@ -43,13 +43,16 @@ def test_flags(flags, match):
     [
         (b"", r"rows\.csv: empty"),
         (b"text,label\n", r"rows\.csv: empty"),
-        (b"review,label\na,1\n", "text_column: no column 'text or sentence' .*found: review, label"),
-        (b"text,rating\na,1\n", "label_column: no column 'label' .*found: text, rating"),
+        (
+            b"review,label\na,1\n",
+            "^--text_column is not given, .*no column 'text' or 'sentence'; .*one of review, label",
+        ),
+        (b"text,rating\na,1\n", "^--label_column is not given, .*no column 'label'; .*one of text, rating"),
         (b"text,label\na,1\nb,\n", "column 'label' is empty in data row 2"),
         (b"text,label\na,1\nb\n", "column 'label' is empty in data row 2"),
         (b"text,label\ncaf\xe9,1\n", r"rows\.csv: byte 0xe9 at offset 14 is not UTF-8"),
         (re.sub(r",\d", ",1", GOOD).encode(), "every training row has the label '1'; accepted: two classes"),
-        (b"text,label\na,1\nb,0\nc,1\n", "no row is left for the train part .3 different"),
+        (b"text,label\na,1\nb,0\nc,1\n", r"rows\.csv: no row is left for the train part .3 different"),
         (b"text,label\n,1\n ,0\n", "no row has a text"),
         (b"text,label\none, two,1\nb,0\n", r"rows\.csv: cannot be read as csv"),
         (b"text,label\na,1\nb,0,1,2\n", r"rows\.csv: cannot be read as csv"),
@@ -90,14 +93,56 @@ def test_class_that_falls_into_held_out_parts_only(tmp_path):
     assert all(re.search("'7' occurs in (test|probe|validation) but in no row of train", m) for m in messages)
 
 
+def test_column_that_is_not_there(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(GOOD)
+    refused(
+        r"^--text_column 'review': no such column in .*rows\.csv; accepted: one of text, label$",
+        dataset=str(path),
+        text_column="review",
+    )
+    (tmp_path / "ratings_1_5.csv").write_text("text,stars\na,1\n")
+    # No option to correct here: --label_column does not go with a named dataset.
+    refused(r"ratings_1_5\.csv: no column 'rating', found: text, stars", dataset="spotify", data_dir=str(tmp_path))
+
+
+def test_subset_of_train_with_one_class():
+    refused(
+        "^--max_train_samples 1: every training row left has the label '(neg|pos)ative'; accepted: [0-9]+ or more$",
+        max_train_samples=1,
+    )
+
+
+def test_subset_of_train_without_a_class_that_is_scored(tmp_path):
+    path = tmp_path / "rows.csv"
+    rare = "".join(f"rare {i},7\n" for i in range(6))
+    path.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(200)) + rare)
+    (tmp_path / "test.csv").write_text("text,label\nnew,0\nother,1\nodd,7\n")
+    flags = {"dataset": str(path), "test_file": str(tmp_path / "test.csv"), "data_seed": 1}
+    with pytest.raises(InputError) as caught:
+        load_data(DataConfig(max_train_samples=5, **flags))
+    found = re.fullmatch(
+        "--max_train_samples 5: the label '7' occurs in (?:validation|probe|test) but in none of the training rows "
+        "left, and a class that is never trained cannot be scored; accepted: ([0-9]+) or more",
+        str(caught.value),
+    )
+    assert found
+    least = int(found[1])
+    refused(f"^--max_train_samples {least - 1}: .*accepted: {least} or more", max_train_samples=least - 1, **flags)
+    train = load_data(DataConfig(max_train_samples=least, **flags)).parts["train"]
+    assert train["label"].iloc[-1] == 2, "the smallest size that is accepted ends with the missing class"
+
+
 def test_rating_out_of_range_and_missing_folder_variable(tmp_path, monkeypatch):
     (tmp_path / "ratings_1_5.csv").write_text("text,rating\ngood,5\nbetter,7\n")
     refused("column 'rating' holds '7' in data row 2; .*1, 2, 3, 4, 5", dataset="spotify", data_dir=str(tmp_path))
     monkeypatch.delenv("BERTDYN_DATA", raising=False)
-    refused("data_dir: not given for dataset 'sst2'; .*--data_dir .*BERTDYN_DATA", dataset="sst2")
+    refused("^--dataset 'sst2': nothing says where .*--data_dir .*BERTDYN_DATA", dataset="sst2")
+    monkeypatch.setenv("BERTDYN_DATA", "/nowhere")
+    refused("^BERTDYN_DATA '/nowhere': no folder /nowhere/sst2_sentences;", dataset="sst2")
 
 
 def test_unknown_dataset_lists_the_known_ones(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    refused("data_dir: '/tmp' does not go with dataset 'imbd'", dataset="imbd", data_dir="/tmp")
-    refused("'imbd' is none of synthetic, sst2, .*load_dataset said", dataset="imbd")
+    refused("^--data_dir '/tmp': it does not go with --dataset 'imbd'", dataset="imbd", data_dir="/tmp")
+    refused("^--dataset 'imbd': none of synthetic, sst2, .*load_dataset said", dataset="imbd")

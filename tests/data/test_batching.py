@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from bertdyn.data.batching import make_batches
+from bertdyn.data.batching import make_batches, model_inputs
 from bertdyn.data.config import DataConfig
 from bertdyn.data.loading import load_data
 from bertdyn.data.text_data import PARTS
@@ -43,6 +43,14 @@ def test_batches_hold_the_rows_padded_to_the_longest(dataset, tokenizer):
             assert ids[mask.bool()].tolist() == stored["input_ids"]
             assert int(label) == stored["label"]
             assert (ids[~mask.bool()] == tokenizer.pad_token_id).all()
+
+
+def test_model_inputs_are_what_forward_takes(dataset, tokenizer):
+    batch = next(iter(make_batches(dataset, tokenizer, 8, shuffle=False)))
+    inputs = model_inputs(batch)
+    assert set(inputs) == set(tokenizer.model_input_names)
+    assert all(value is batch[name] for name, value in inputs.items())
+    assert {"index", "labels"} < set(batch), "the batch itself stays whole"
 
 
 def test_evaluation_order_is_longest_first_and_complete(dataset, tokenizer):

@@ -34,7 +34,7 @@ def test_subsets_are_nested_and_do_not_depend_on_the_order_of_the_file(small, mo
 def test_another_seed_or_purpose_takes_other_rows():
     rows = frame([str(i) for i in range(500)])
     assert set(subset(rows, 50, 0)["text"]) != set(subset(rows, 50, 1)["text"])
-    parts, _ = carve({"train": rows}, 0)
+    parts, _ = carve({"train": rows}, 0, "rows.csv")
     assert {part: len(parts[part]) for part in PARTS} == {
         "train": 350,
         "validation": 50,

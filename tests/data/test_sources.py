@@ -1,4 +1,4 @@
-"""Named sources on the real files, the synthetic grammar, and hub datasets in a local folder."""
+"""Named sources on the real files, and hub datasets in a local folder."""
 
 import json
 
@@ -8,7 +8,6 @@ import pytest
 
 from bertdyn.data.config import DataConfig
 from bertdyn.data.loading import load_data
-from bertdyn.data.synthetic import DEFAULT_SIZES, generate, tfidf_accuracy
 from bertdyn.data.text_data import PARTS
 
 EXPECTED = {
@@ -59,28 +58,6 @@ def test_labels_and_ids_are_those_of_the_files(real_data, monkeypatch):
     raw = pd.read_csv(real_data / "spotify_reviews" / "ratings_1_5.csv")
     ids = spotify.index.str.removeprefix("train-").astype(int)
     assert list(spotify["label"] + 1) == list(raw["rating"].iloc[ids])
-
-
-def test_synthetic_is_nested_disjoint_and_beyond_word_counts():
-    parts = {part: generate(size, 0, part) for part, size in DEFAULT_SIZES.items()}
-    larger = generate(2500, 0, "train")
-    pd.testing.assert_frame_equal(larger.head(2000), parts["train"])
-    assert pd.concat([larger, parts["validation"], parts["probe"], parts["test"]])["text"].is_unique
-    assert not parts["train"]["text"].str.contains(r"\n|  ").any()
-    assert 0.45 < parts["train"]["label"].mean() < 0.55
-    # The module's docstring says 63.1 %.
-    assert tfidf_accuracy(parts["train"], parts["test"]) == pytest.approx(0.631, abs=0.02)
-    assert generate(50, 1, "train")["text"].tolist() != generate(50, 0, "train")["text"].tolist()
-
-
-def test_synthetic_in_any_size():
-    small = load_data(DataConfig(max_train_samples=300, max_test_samples=10)).parts
-    large = load_data(DataConfig(max_train_samples=3000)).parts
-    assert len(large["train"]) == 3000
-    assert len(small["train"]) == 300
-    assert len(small["test"]) == 10
-    assert set(small["train"]["text"]) < set(large["train"]["text"])
-    assert set(small["test"]["text"]) < set(large["test"]["text"])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tokenised once, never padded, and a cache that cannot lie."""
 
+import logging
 import subprocess
 import sys
 
@@ -69,6 +70,46 @@ def test_second_call_does_not_tokenise_and_a_damaged_entry_is_rebuilt(data, toke
     assert [path.name for path in tmp_path.iterdir()] == [first.path.name], "scratch folders left behind"
 
 
+def test_cut_texts_are_logged_on_a_hit_too(data, tokenizer, tmp_path, caplog):
+    logged = []
+    for now in (tokenizer, Deaf(tokenizer)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "bertdyn"):
+            parts = tokenize_parts(data, now, 12, tmp_path)
+        logged.append(caplog.messages)
+    assert parts.truncated["train"] > 0
+    assert logged[0] == [f"{part}: {n} of 30 texts cut to 12 tokens" for part, n in parts.truncated.items() if n]
+    assert logged[1] == logged[0]
+
+
+class Overtaken(Deaf):
+    """A tokenizer during whose first call another process completes the same cache entry."""
+
+    def __init__(self, tokenizer, meanwhile):
+        super().__init__(tokenizer)
+        self.meanwhile = meanwhile
+
+    def __call__(self, *args, **kwargs):
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        return self.tokenizer(*args, **kwargs)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_first_of_two_writers_wins(data, tokenizer, tmp_path, broken):
+    if broken:
+        (tokenize_parts(data, tokenizer, 32, tmp_path).path / "info.json").write_text("{")
+    faster = []
+
+    def meanwhile():
+        path = tokenize_parts(data, tokenizer, 32, tmp_path).path
+        faster.append((path, (path / "info.json").stat().st_ino))
+
+    parts = tokenize_parts(data, Overtaken(tokenizer, meanwhile), 32, tmp_path)
+    assert faster == [(parts.path, (parts.path / "info.json").stat().st_ino)]
+    assert list(tmp_path.iterdir()) == [parts.path]
+
+
 def test_fingerprint_is_the_same_in_another_process_and_differs_between_tokenizers(tokenizer, tokenizer_folder):
     program = (
         "import sys; from transformers import AutoTokenizer; "
@@ -118,5 +159,5 @@ def test_slow_tokenizer(data, tmp_path):
 
 
 def test_longer_than_the_model_takes(data, tokenizer, tmp_path):
-    with pytest.raises(InputError, match="max_length: 513; accepted: at most 512"):
+    with pytest.raises(InputError, match="^--max_length 513: more .*; accepted: at most 512"):
         tokenize_parts(data, tokenizer, 513, tmp_path)

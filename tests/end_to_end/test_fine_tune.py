@@ -1,7 +1,6 @@
 """One run of the command, looked at from all sides."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -173,21 +172,31 @@ def test_seeds_are_children_with_a_mean(workplace):
     assert data[0] == data[1]
     losses = [run.data.metrics["train/loss"] for run in runs.values()]
     assert losses[0] != losses[1]
-    out = workplace.run("--resume_run_id", parent.info.run_id, status=2)
-    assert all(run.info.run_id in out for run in runs.values())
+    assert all(run.info.run_id in parent.data.tags["mlflow.note.content"] for run in runs.values())
+    assert all((artifacts(run) / "environment.json").exists() for run in runs.values())
+    assert {run.data.tags["bertdyn.dataset"] for run in runs.values()} == {"synthetic"}
+
+
+def _torchrun(workplace, *options: str) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "entrypoints.fine_tune", *options],
+        cwd=ROOT,
+        env=workplace.environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_with_frozen_layers(workplace):
     """torchrun: one run, the same data, layers that join later are synchronised."""
-    port = 29500 + os.getpid() % 500
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "-m",
-         "entrypoints.fine_tune", *TINY, "--num_train_epochs", "2", "--freeze_layers", "1", "--freeze_embeddings",
-         "true", "--freeze_epochs", "1", "--per_device_train_batch_size", "8"],
-        cwd=ROOT, env=workplace.environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True,
+    _torchrun(
+        workplace,
+        *TINY,
+        "--num_train_epochs", "2", "--freeze_layers", "1", "--freeze_embeddings", "true", "--freeze_epochs", "1",
+        "--per_device_train_batch_size", "8",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     [run] = workplace.runs()
     assert run.info.status == "FINISHED"
     assert all(len(values) == 1 for values in workplace.points(run.info.run_id).values())
@@ -196,3 +205,19 @@ def test_two_processes_with_frozen_layers(workplace):
     assert (frozen[frozen["epoch"] == 1]["update_norm"] == 0).all()
     assert (frozen[(frozen["epoch"] == 2) & (frozen["component"] == "query")]["update_norm"] > 0).all()
     assert run.data.metrics["train/examples_per_second"] > 0
+
+
+def test_two_processes_are_one(workplace):
+    """Without dropout and with equal global batches, two processes train as one does."""
+    still = ("--config_overrides", f"{TINY[3]},hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0")
+    workplace.run(*TINY, *still, "--num_train_epochs", "2")
+    _torchrun(workplace, *TINY, *still, "--num_train_epochs", "2", "--per_device_train_batch_size", "8")
+    two, one = workplace.runs()
+    points = [_deterministic(workplace.points(run.info.run_id)) for run in (one, two)]
+    assert points[0].keys() == points[1].keys()
+    for key in points[0]:
+        assert points[1][key] == pytest.approx(points[0][key], rel=2e-3, abs=1e-5), key
+    stores = [FeatureStore.open(artifacts(run) / "features") for run in (one, two)]
+    for state in stores[0].states:
+        one_rows, two_rows = (store.array("mean", state, 2) for store in stores)
+        np.testing.assert_allclose(two_rows, one_rows, atol=2e-3)

@@ -68,6 +68,26 @@ def test_killed_and_resumed_is_uninterrupted(workplace):
         assert (artifacts(whole) / path).read_bytes() == (artifacts(cut) / path).read_bytes()
 
 
+def test_a_run_over_seeds_goes_on_with_the_seed_that_was_cut(workplace):
+    process = workplace.start(*TINY, "--num_train_epochs", "3", "--seeds", "1,2")
+    deadline = time.monotonic() + 180
+    while len(workplace.runs()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second, first, parent = workplace.runs()  # the newest first
+    assert first.info.status == "FINISHED"
+    assert _reached(artifacts(second), 1, process), process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    workplace.run("--resume_run_id", parent.info.run_id)
+    assert {run.info.run_id: run.info.status for run in workplace.runs()} == dict.fromkeys(
+        (run.info.run_id for run in (first, second, parent)), "FINISHED"
+    )
+    accuracies = [workplace.client().get_run(run.info.run_id).data.metrics["test/accuracy"] for run in (first, second)]
+    mean = workplace.client().get_run(parent.info.run_id).data.metrics["test/accuracy"]
+    assert mean == pytest.approx(sum(accuracies) / 2)
+    assert all(len(values) == 1 for values in workplace.points(second.info.run_id).values())
+
+
 def test_what_cannot_be_resumed(workplace):
     workplace.run(*TINY, "--num_train_epochs", "1")
     [run] = workplace.runs()

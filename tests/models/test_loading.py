@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
@@ -53,6 +55,9 @@ def test_from_scratch_depends_on_the_seed_only():
         ({"config_overrides": "num_hidden_layers", "from_scratch": True}, "accepted is name=value"),
         ({"config_overrides": "no_such_field=3", "from_scratch": True}, "a field of BertConfig"),
         ({"config_overrides": "num_hidden_layers=two", "from_scratch": True}, "config_overrides"),
+        ({"config_overrides": "num_hidden_layers=0", "from_scratch": True}, "config_overrides.*at least 1"),
+        ({"config_overrides": "hidden_act=foo", "from_scratch": True}, "config_overrides.*foo"),
+        ({"config_overrides": "num_attention_heads=5", "from_scratch": True}, "config_overrides"),
     ],
 )
 def test_wrong_names_are_told_in_one_line(arguments, message):
@@ -67,8 +72,23 @@ def test_checkpoint_of_another_task_or_other_classes(checkpoints, tmp_path):
         load_model(str(tmp_path / "qa"), "classification", label_names=LABELS)
     model = AutoModelForSequenceClassification.from_pretrained(checkpoints["bert"], num_labels=5)
     model.save_pretrained(tmp_path / "five")
-    with pytest.raises(InputError, match="head for 5 classes, the data has 2"):
+    with pytest.raises(InputError, match=r"head for 5 classes \(LABEL_0.*, the data has 2 \(negative"):
         load_model(str(tmp_path / "five"), "classification", label_names=LABELS)
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoints["bert"], id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1}
+    )
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"\(positive, negative\), the data has 2 \(negative, positive\)"):
+        load_model(str(tmp_path / "other"), "classification", label_names=LABELS)
+
+
+def test_damaged_weights_are_told(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["bert"], tmp_path / "cut")
+    weights = tmp_path / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(str(tmp_path / "cut"), "classification", label_names=LABELS)
 
 
 def test_family_and_length_are_checked(tmp_path):
@@ -77,5 +97,7 @@ def test_family_and_length_are_checked(tmp_path):
         load_config(str(tmp_path))
     with pytest.raises(InputError, match="at most 512"):
         check_max_length(load_config("minilm"), 513)
+    with pytest.raises(InputError, match="at most 64"):
+        check_max_length(load_config("minilm", "max_position_embeddings=64"), 128)
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(str(tmp_path / "absent"))

@@ -1,16 +1,20 @@
 """The step as a function, without MLflow, for every family."""
 
+import dataclasses
 import json
+import shutil
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertdyn.features.store import FeatureStore
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.fine_tune import fine_tune
 from bertdyn.tracking.tracker import Tracker
+from bertdyn.training.checkpoints import TRAINING_STATE
 from tests.families import FAMILIES, LAYERS
 
 SMALL = {
@@ -78,6 +82,104 @@ def test_what_is_watched_does_not_change_the_training(checkpoints, tmp_path):
         return (tmp_path / folder / "checkpoints/epoch_002/model.safetensors").read_bytes()
 
     assert weights("off", store_features=False) == weights("on", store_attention=True, log_spaced_checkpoints=True)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+class _Breaks(Tracker):
+    """Fails at the n-th thing that is published, before or after it is delivered."""
+
+    def __init__(self, folder, at):
+        super().__init__(folder)
+        self.left = at
+        self.published: list[str] = []
+
+    def publish(self, path):
+        self.published.append(path)
+        self.left -= 1
+        if self.left == 0:
+            raise _Interrupted(path)
+
+
+def test_interrupted_between_any_two_writes_it_ends_the_same(checkpoints, tmp_path):
+    """Cut off after each of the files of an epoch, and of the report, then resumed: nothing is lost or other."""
+    config = FineTuneConfig(model_name_or_path=str(checkpoints["distilbert"]), num_train_epochs=2, **SMALL)
+    resumed = dataclasses.replace(config, resume_run_id="this one")
+    whole = _Breaks(tmp_path / "whole", at=0)
+    fine_tune(config, whole)
+    expected = _content(tmp_path / "whole")
+    # every write of the last epoch, and a few before and after it
+    first = whole.published.index("features/epoch_002")
+    last = len(whole.published) - whole.published[::-1].index(TRAINING_STATE)
+    for at in [2, 6, *range(first, last + 2), len(whole.published)]:
+        folder = tmp_path / f"cut-{at}"
+        with pytest.raises(_Interrupted):
+            fine_tune(config, _Breaks(folder, at))
+        fine_tune(resumed, Tracker(folder))
+        assert _content(folder) == expected, whole.published[at - 1]
+        shutil.rmtree(folder)
+
+
+def _content(folder):
+    """Everything that must not depend on interruptions: weights, features, optimiser, metrics but for times."""
+    files = sorted([*folder.glob("checkpoints/*/model.safetensors"), *folder.glob("features/*/*/*.npy")])
+    content = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("train/examples", "train/tokens", "train/step_time", "train/epoch", "memory/")
+    content["metrics"] = sorted((m["key"], m["step"], m["value"]) for m in metrics if not m["key"].startswith(timed))
+    content["dynamics"] = pd.read_parquet(folder / "dynamics.parquet").to_csv()
+    content["optimizer"] = load_file(folder / TRAINING_STATE)["distilbert.transformer.layer.1.ffn.lin1.weight/exp_avg"]
+    content["optimizer"] = content["optimizer"].numpy().tobytes()
+    return content
+
+
+def test_checkpoints_with_old_parameter_names_resume(checkpoints, tmp_path):
+    """The first BERT checkpoints call LayerNorm's weight gamma; the ones that we write use the model's own names."""
+    old = tmp_path / "old"
+    shutil.copytree(checkpoints["bert"], old)
+    weights = load_file(old / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in weights.items()
+    }
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    config = FineTuneConfig(model_name_or_path=str(old), num_train_epochs=1, **SMALL)
+    with pytest.raises(_Interrupted):
+        fine_tune(config, _Breaks(tmp_path / "run", at=8))
+    result = fine_tune(dataclasses.replace(config, resume_run_id="this one"), Tracker(tmp_path / "run"))
+    assert result.best_epoch == 1
+    assert not [name for name in load_file(tmp_path / "run/checkpoints/epoch_001/model.safetensors") if "gamma" in name]
+
+
+def test_the_report_is_about_the_best_epoch_not_the_last(checkpoints, tmp_path):
+    """A learning rate so high that later epochs are worse than the first."""
+    config = FineTuneConfig(
+        model_name_or_path="minilm",
+        from_scratch=True,
+        config_overrides="num_hidden_layers=1,hidden_size=32,num_attention_heads=2,intermediate_size=32",
+        num_train_epochs=4,
+        learning_rate=0.05,
+        **(SMALL | {"max_test_samples": 200, "max_validation_samples": 100}),
+    )
+    result = fine_tune(config, Tracker(tmp_path))
+    history = json.loads((tmp_path / "checkpoints/manifest.json").read_text())["history"]
+    accuracy = [epoch["eval/accuracy"] for epoch in history]
+    assert result.best_epoch == 1 + accuracy[1:].index(max(accuracy[1:]))
+    scores = result.scores.set_index(["part", "state", "baseline"])
+    assert scores.at[("validation", "best", "none"), "accuracy"] == pytest.approx(max(accuracy[1:]))
+    assert scores.at[("validation", "best", "none"), "loss"] == pytest.approx(
+        history[result.best_epoch]["eval/loss"], rel=1e-5
+    )
+
+
+def test_labels_that_look_like_formulas(checkpoints, tmp_path):
+    file = tmp_path / "odd.csv"
+    file.write_text("text,label\n" + "".join(f"!? {i},{'$a_$' if i % 2 else 'x^'}\n" for i in range(120)))
+    config = FineTuneConfig(model_name_or_path=str(checkpoints["bert"]), num_train_epochs=1, dataset=str(file))
+    fine_tune(config, Tracker(tmp_path / "run"))
+    assert (tmp_path / "run/figures/confusion_matrix.png").stat().st_size > 5000
 
 
 def test_early_stopping_keeps_the_best(checkpoints, tmp_path):

@@ -1,11 +1,16 @@
 """Every test here has its own SQLite store and its own cache."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -60,6 +65,77 @@ def elsewhere(store, tmp_path, client, monkeypatch):
 
     monkeypatch.setattr(artifacts, "artifact_folder", lambda run: None)
     return tmp_path / "cache"
+
+
+class ArtifactServer:
+    """An artifact store behind HTTP, as MLflow's proxy speaks it: the database can be up while it is not."""
+
+    PREFIX = "/api/2.0/mlflow-artifacts/artifacts"
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.uploads: list[str] = []
+        self.status: Callable[[str, str], int] = lambda method, path: 200
+        """The answer to a method and a path; from 400 on nothing is done."""
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self):
+                server.put(self)
+
+            def do_GET(self):
+                server.get(self)
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}{self.PREFIX}/root"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def put(self, request: BaseHTTPRequestHandler) -> None:
+        content = request.rfile.read(int(request.headers["Content-Length"]))
+        path = request.path.removeprefix(self.PREFIX).strip("/")
+        status = self.status("PUT", path)
+        if status < 400:
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / path).write_bytes(content)
+            self.uploads.append(path.partition("/artifacts/")[2])
+        self._answer(request, status, b"{}")
+
+    def get(self, request: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(request.path)
+        if listed := parse_qs(url.query).get("path"):
+            status, folder = self.status("LIST", listed[0]), self.folder / listed[0]
+            files = [
+                {"path": file.name, "is_dir": file.is_dir(), "file_size": file.stat().st_size}
+                for file in (folder.iterdir() if folder.is_dir() else ())
+            ]
+            self._answer(request, status, json.dumps({"files": files}).encode())
+        else:
+            path = url.path.removeprefix(self.PREFIX).strip("/")
+            status, file = self.status("GET", path), self.folder / path
+            self._answer(request, status if file.is_file() else 404, file.read_bytes() if file.is_file() else b"")
+
+    def _answer(self, request: BaseHTTPRequestHandler, status: int, content: bytes) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+
+@pytest.fixture
+def artifact_server(store, client, tmp_path, monkeypatch):
+    """Where the artifacts of new runs go: a real HTTP server in a thread."""
+    server = ArtifactServer(tmp_path / "remote")
+    client.create_experiment("remote", artifact_location=server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "remote")
+    yield server
+    server.close()
 
 
 @pytest.fixture

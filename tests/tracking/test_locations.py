@@ -66,11 +66,14 @@ def test_a_model_of_any_task_comes_back(store, tiny_model, task):
 def test_states_of_a_run(where, request, tiny_model):
     request.getfixturevalue(where)
     with open_run("fine-tune") as tracker:
-        for epoch in ("epoch_000", "epoch_002"):
+        for epoch in ("epoch_000", "epoch_001", "step_000004", "epoch_002"):
             tiny_model[0].save_pretrained(tracker.folder / "checkpoints" / epoch)
             tiny_model[1].save_pretrained(tracker.folder / "checkpoints" / epoch)
             tracker.publish(f"checkpoints/{epoch}")
-        manifest = {"states": {"pretrained": "epoch_000", "best": "epoch_002", "last": "epoch_002"}}
+        manifest = {
+            "states": {"pretrained": "epoch_000", "best": "epoch_002", "last": "epoch_002"},
+            "checkpoints": ["epoch_000", "epoch_001", "epoch_002", "step_000004"],
+        }
         (tracker.folder / "checkpoints" / "manifest.json").write_text(json.dumps(manifest))
         tracker.publish("checkpoints/manifest.json")
         tracker.log_config({"seed": 5})
@@ -82,11 +85,14 @@ def test_states_of_a_run(where, request, tiny_model):
     assert folder.endswith("checkpoints/epoch_002")
     assert folder == locations.resolve_model(f"runs:/{tracker.run_id}/checkpoints/epoch_002")
     torch.testing.assert_close(_logits(*_loaded(folder)), _logits(*tiny_model), rtol=1e-5, atol=1e-7)
-    with pytest.raises(InputError, match="no state 'epoch_001'; it has: best, epoch_000, epoch_002, last, pretrained"):
-        locations.resolve_model(f"runs:/{tracker.run_id}/checkpoints/epoch_001")
+    for name in ("epoch_001", "step_000004"):
+        assert locations.resolve_model(f"runs:/{tracker.run_id}/checkpoints/{name}").endswith(f"checkpoints/{name}")
+    known = "best, epoch_000, epoch_001, epoch_002, last, pretrained, step_000004"
+    with pytest.raises(InputError, match=f"--model_name_or_path: run .* has no state 'epoch_003'; it has: {known}$"):
+        locations.resolve_model(f"runs:/{tracker.run_id}/checkpoints/epoch_003")
     assert locations.load_run_config(tracker.run_id) == {"seed": 5}
-    with pytest.raises(InputError, match=r"no artifact 'nothing\.json'"):
-        locations.artifact(tracker.run_id, "nothing.json")
+    with pytest.raises(InputError, match=r"no artifact 'nothing'"):
+        locations.resolve_model(f"runs:/{tracker.run_id}/nothing")
 
 
 def test_names_that_lead_nowhere(store):
@@ -96,7 +102,7 @@ def test_names_that_lead_nowhere(store):
     with pytest.raises(InputError, match="give runs:/"):
         locations.resolve_model("runs:/0123456789abcdef0123456789abcdef/checkpoints")
     for name in ("models:/nobody@champion", "models:/nobody/1", "models:/m-0123456789abcdef0123456789abcdef"):
-        with pytest.raises(InputError, match=f"model_name_or_path: {name} is not in"):
+        with pytest.raises(InputError, match=f"^--model_name_or_path {name} is not in"):
             locations.resolve_model(name)
     with pytest.raises(InputError, match="give models:/"):
         locations.resolve_model("models:/nobody")
@@ -109,19 +115,22 @@ def test_sources_are_checked(client):
             with parent.child(f"seed-{seed}") as child:
                 children.append(child.run_id)
     locations.require_source(children[0], ("fine-tune",))
-    assert locations.run_stage(children[0]) == "fine-tune"
-    with pytest.raises(InputError, match="is a fine-tune run; give a extract or sae run"):
+    with pytest.raises(InputError, match="^--source_run_id: run .* is a fine-tune run; give a extract or sae run"):
         locations.require_source(children[0], ("extract", "sae"))
     with pytest.raises(InputError, match=f"one of its children: {children[0]} .seed-0., {children[1]} .seed-1."):
         locations.require_source(parent.run_id, ("fine-tune",))
+    with pytest.raises(InputError, match="^--resume_run_id: run .* holds several runs"):
+        locations.require_source(parent.run_id, ("fine-tune",), flag="resume_run_id")
+    with pytest.raises(InputError, match="^--resume_run_id: run .* has already finished"):
+        locations.check_unfinished(children[0])
     foreign = client.create_run("0").info.run_id
-    with pytest.raises(InputError, match="not made by bertdyn"):
-        locations.run_stage(foreign)
+    with pytest.raises(InputError, match="^--source_run_id: run .* was not made by bertdyn"):
+        locations.require_source(foreign, ("fine-tune",))
 
 
 def test_register_as():
     assert check_register_as("name") == ("name", None)
     assert check_register_as("my name@champion") == ("my name", "champion")
     for wrong in ("", "@a", "a/b", "a:b", "a@", "a@b@c", "a@latest", "a@v12", "a@x y", " a"):
-        with pytest.raises(InputError, match="register_as"):
+        with pytest.raises(InputError, match="^--register_as"):
             check_register_as(wrong)

@@ -91,6 +91,8 @@ def test_a_child_is_killed_with_its_parent(client, process):
 def test_what_a_run_holds(client, tmp_path):
     table = pandas.DataFrame({"text": ["a", "b"], "label": [0, 1]})
     with open_run("fine-tune", run_name="all", tags={"bertdyn.model": "tiny"}) as tracker:
+        with pytest.raises(FileNotFoundError, match="nothing"):
+            tracker.fetch("nothing")
         tracker.log_config({"lr": 5e-5, "none": None, "layers": [1, 2], "long": "x" * 7000})
         tracker.log_table(table, "norms")
         tracker.log_metrics({"loss": 1.0}, step=0)
@@ -127,11 +129,18 @@ def test_a_dirty_tree_is_recorded(client, monkeypatch):
     from bertdyn.tracking.provenance import GitState
 
     monkeypatch.setattr(runs, "git_state", lambda folder: GitState("c0ffee", True, "-one\n+two\n"))
-    with open_run("extract") as tracker:
+    with open_run("extract") as tracker, tracker.child("inner", {"bertdyn.seed": "1"}) as child:
         pass
-    assert client.get_run(tracker.run_id).data.tags["git.dirty"] == "true"
-    assert (tracker.folder / "code" / "diff.patch").read_text() == "-one\n+two\n"
-    assert json.loads((tracker.folder / "environment.json").read_text())["git"]["commit"] == "c0ffee"
+    with open_run("extract", resume_run_id=tracker.run_id) as again, again.child("inner", {"bertdyn.seed": "2"}):
+        pass
+    for one in (tracker, child):
+        tags = client.get_run(one.run_id).data.tags
+        assert (tags["git.dirty"], tags["bertdyn.stage"], tags["bertdyn.resumed_times"]) == ("true", "extract", "1")
+        for suffix in ("", "_resume_1"):
+            assert (one.folder / "code" / f"diff{suffix}.patch").read_text() == "-one\n+two\n"
+            environment = json.loads((one.folder / f"environment{suffix}.json").read_text())
+            assert environment["git"]["commit"] == "c0ffee"
+    assert client.get_run(child.run_id).data.tags["bertdyn.seed"] == "2"
 
 
 def test_the_run_of_mlflow_run_is_joined_and_its_params_stay(client, monkeypatch):
@@ -221,7 +230,7 @@ def test_input_errors(client, store):
     written = pytest.raises(InputError, match=f"still being written by process {os.getpid()}")
     with open_run("extract") as tracker, written:
         open_run("extract", resume_run_id=tracker.run_id)
-    with pytest.raises(InputError, match="is a extract run; fine-tune resumes only"):
+    with pytest.raises(InputError, match="^--resume_run_id: run .* is a extract run; fine-tune resumes only"):
         open_run("fine-tune", resume_run_id=tracker.run_id)
     client.delete_run(tracker.run_id)
     with pytest.raises(InputError, match="deleted"):

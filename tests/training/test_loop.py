@@ -30,7 +30,22 @@ def _loss(model, batch):
     return ((model(batch["x"])[:, 0] - batch["y"]) ** 2).mean()
 
 
-def _train(num_epochs, model=None, progress=None, accumulation=1, batch_size=4, listeners=(), optimizer=None):
+def _sampler(epoch):
+    sampler = EpochShuffle(ROWS, 7)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def _train(
+    num_epochs,
+    model=None,
+    progress=None,
+    accumulation=1,
+    batch_size=4,
+    listeners=(),
+    optimizer=None,
+    max_grad_norm=0.0,
+):
     if model is None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
@@ -47,6 +62,7 @@ def _train(num_epochs, model=None, progress=None, accumulation=1, batch_size=4, 
         scheduler,
         num_epochs=num_epochs,
         seed=7,
+        max_grad_norm=max_grad_norm,
         listeners=listeners,
         progress=progress,
     )
@@ -73,6 +89,53 @@ def test_accumulated_batches_are_one_large_batch():
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
+def test_an_incomplete_last_group_counts_in_full():
+    """Batches of 4, 4 and 2 in groups of two: the last group is one batch, and its gradient is not halved."""
+    seen = []
+
+    class Norms(Listener):
+        def on_gradients(self, progress, norms):
+            seen.append(norms.clone())
+
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    _train(1, model, None, 2, 4, [Norms()], optimizer)
+    table = _Table()
+    order = list(_sampler(epoch=1))
+    for group, rows in zip(seen, ([order[:4], order[4:8]], [order[8:]]), strict=True):
+        model.zero_grad()
+        for some in rows:
+            (_loss(model, {"x": table.x[some], "y": table.y[some]}) / len(rows)).backward()
+        torch.testing.assert_close(group, tensor_norms(list(model.parameters())))
+
+
+def test_gradients_are_clipped_before_the_update():
+    """SGD with rate 1: the step is the clipped gradient, while listeners see the norms before clipping."""
+    steps, norms = [], []
+
+    class Watch(Listener):
+        def on_gradients(self, progress, found):
+            norms.append(torch.linalg.vector_norm(found).item())
+
+        def on_step_end(self, progress, batch, loss):
+            steps.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    _train(1, model, None, 1, 10, [Watch()], torch.optim.SGD(model.parameters(), lr=1.0), max_grad_norm=0.1)
+    assert norms[0] > 0.1
+    assert (steps[0] - before).norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_diverged_training_says_what_to_do():
+    model = nn.Linear(4, 1)
+    with torch.no_grad():
+        model.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch 1 .*lower --learning_rate"):
+        _train(1, model)
+
+
 def test_events_come_in_order_and_epoch_0_is_seen():
     seen = []
 
@@ -89,12 +152,16 @@ def test_events_come_in_order_and_epoch_0_is_seen():
         def on_epoch_end(self, progress):
             seen.append(("end", progress.epoch))
 
+        def on_train_end(self, progress):
+            seen.append(("over", progress.epoch))
+
     _, progress = _train(1, listeners=[Ear()])
     assert seen == [
         ("end", 0),
         ("start", 1),
         *[event for step in range(3) for event in (("gradients", step), ("step", step + 1))],
         ("end", 1),
+        ("over", 1),
     ]
     assert progress.history[0] == {}
 
