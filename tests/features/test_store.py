@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -115,3 +117,17 @@ def test_other_rows_are_told_apart(tmp_path):
     same_rows(_store(tmp_path / "a"), _store(tmp_path / "b"))
     with pytest.raises(InputError, match="different examples"):
         same_rows(_store(tmp_path / "a"), _store(tmp_path / "c", n=2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path):
+    """On a file system without room, memory-mapped rows would end the process by SIGBUS."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        store = _store(tmp_path / "features")
+        store.manifest.num_examples, store.manifest.width = 1000, 100
+        with pytest.raises(OSError, match="No space left"), store.write_state("epoch_000"):
+            pass
+        assert [path.name for path in (tmp_path / "features").iterdir() if path.is_dir()] == []
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
