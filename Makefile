@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
+export MLFLOW_EXPERIMENT_NAME ?= bertdyn
 
 .PHONY: .venv demo test check ui
 

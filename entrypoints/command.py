@@ -119,6 +119,7 @@ def run(command: Callable[[], None]) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("alembic", "mlflow", "httpx", "sqlalchemy", "urllib3", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)  # it misses the licence of a model just made
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     transformers_logging.set_verbosity_error()  # that the head is new is no news here
     transformers_logging.disable_progress_bar()

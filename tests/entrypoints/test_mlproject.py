@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from bertdyn.steps.config import FineTuneConfig
+from entrypoints.main import MainConfig
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
-CONFIGS = {"main": FineTuneConfig, "fine-tune": FineTuneConfig}
+CONFIGS = {"main": MainConfig, "fine-tune": FineTuneConfig}
 
 
 def test_every_entry_point_is_known_here():
