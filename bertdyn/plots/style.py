@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 # Okabe & Ito (2008), without the yellow that vanishes on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 SEQUENTIAL = "cividis"
+DIVERGING = "PuOr"
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
-from bertdyn.plots.style import COLORS, SEQUENTIAL, epoch_axis, new_figure, plain, tidy
+from bertdyn.plots.style import COLORS, DIVERGING, SEQUENTIAL, epoch_axis, new_figure, plain, tidy
 
 MAX_CLASSES_WITH_COUNTS = 20
 
@@ -52,24 +52,29 @@ def dynamics_heatmaps(groups: pd.DataFrame, title: str) -> Figure:
     start = groups[groups["epoch"] == 0].set_index("group")["norm"]
     groups = groups.assign(norm_change=groups["norm"] / groups["group"].map(start) - 1)
     panels = (
-        ("distance_from_init", "Distance from the start, ‖W − W₀‖", True),
-        ("relative_update", "Relative update in the epoch, ‖ΔW‖ / ‖W‖", True),
-        ("grad_norm_rms", "Gradient norm (root mean square)", True),
-        ("norm_change", "Change of the weight norm since epoch 0", False),
+        ("distance_from_init", "Distance from the start, ‖W − W₀‖"),
+        ("relative_update", "Relative update in the epoch, ‖ΔW‖ / ‖W‖"),
+        ("grad_norm_rms", "Gradient norm (root mean square)"),
+        ("norm_change", "Relative change of the weight norm since epoch 0"),
     )
     trained = groups[groups["epoch"] > 0]
     epochs = sorted(trained["epoch"].unique())
     figure = new_figure(11, 1.6 + 0.26 * 2 * len(order), title)
-    for axes, (column, name, logarithmic) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    for axes, (column, name) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         table = trained.pivot(index="group", columns="epoch", values=column).reindex(index=order, columns=epochs)
         values = table.to_numpy(dtype=float)
-        image = axes.imshow(values, aspect="auto", cmap=SEQUENTIAL, norm=_norm(values, logarithmic))
+        signed = column == "norm_change"
+        norm = _signed_norm(values) if signed else _positive_norm(values)
+        image = axes.imshow(values, aspect="auto", cmap=DIVERGING if signed else SEQUENTIAL, norm=norm)
         axes.set_title(name, fontsize=10)
         axes.set_yticks(range(len(order)), order, fontsize=8)
         stride = -(-len(epochs) // 10)
         axes.set_xticks(range(0, len(epochs), stride), epochs[::stride])
         axes.set_xlabel("epoch")
-        figure.colorbar(image, ax=axes, format="%.1e" if logarithmic else "%.2g")
+        bar = figure.colorbar(image, ax=axes, format="%.1e")
+        if isinstance(norm, SymLogNorm):
+            steps = norm.vmax * np.array([1, 0.1, 0.01])
+            bar.set_ticks([*-steps, 0, *steps[::-1]])
     return figure
 
 
@@ -137,8 +142,15 @@ def _group_order(groups: Sequence[str]) -> list[str]:
     return [g for g in ("embeddings", *layers, "pooler", "head") if g in groups]
 
 
-def _norm(values: np.ndarray, logarithmic: bool) -> Normalize:
+def _positive_norm(values: np.ndarray) -> Normalize:
+    """Logarithmic colours where the values differ."""
     positive = values[np.isfinite(values) & (values > 0)]
-    if logarithmic and positive.size and positive.min() < positive.max():
+    if positive.size and positive.min() < positive.max():
         return LogNorm(positive.min(), positive.max())
     return Normalize()
+
+
+def _signed_norm(values: np.ndarray) -> Normalize:
+    """Logarithmic colours on both sides of 0; below a hundredth of the largest value, linear."""
+    largest = np.nanmax(np.abs(values), initial=0.0)
+    return SymLogNorm(largest / 100, vmin=-largest, vmax=largest) if largest > 0 else Normalize()

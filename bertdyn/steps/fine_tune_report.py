@@ -141,8 +141,6 @@ def markdown(found: Findings, scores: pd.DataFrame, best: int) -> str:
     lines = [
         f"## Fine-tuning `{config.model_name_or_path}` ({start}) on `{data.name}`, seed {config.seed}",
         "",
-        f"Best epoch by validation accuracy: **{best}** of {len(found.history) - 1}.",
-        "",
         "| | validation accuracy | test accuracy | 95 % interval (test, over examples) | test macro F1 |",
         "|---|---|---|---|---|",
     ]
@@ -154,7 +152,8 @@ def markdown(found: Findings, scores: pd.DataFrame, best: int) -> str:
             f"| {name} | {rows.at['validation', 'accuracy']:.3f} | {test['accuracy']:.3f} "
             f"| {test['accuracy_low']:.3f} – {test['accuracy_high']:.3f} | {f1} |"
         )
-    lines += ["", moved(found.dynamics), "", "### Data", "", *data_lines(data), "", *figure_lines(found)]
+    lines += ["", f"Best epoch by validation accuracy: **{best}** of {len(found.history) - 1}.", ""]
+    lines += [moved(found.dynamics), "", "### Data", "", *data_lines(data), "", *figure_lines(found)]
     return "\n".join(lines)
 
 
