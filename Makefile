@@ -32,7 +32,7 @@ check: .venv/.test-extras
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bertdyn entrypoints
-	$(BIN)/python -m pytest -q -m "not end_to_end"
+	$(BIN)/python -m pytest -q -m "not slow"
 
 ui: .venv/.installed
 	mlflow ui --workers 1

@@ -93,4 +93,4 @@ def artifacts(run) -> Path:
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.end_to_end)
+            item.add_marker(pytest.mark.slow)

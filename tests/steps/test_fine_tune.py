@@ -17,6 +17,8 @@ from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import TRAINING_STATE
 from tests.families import FAMILIES, LAYERS
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "max_train_samples": 48,
     "max_validation_samples": 20,
@@ -63,6 +65,16 @@ def test_pairs_of_texts(checkpoints, tmp_path):
     assert examples["text_pair"].str.startswith("a review").all()
 
 
+def test_bfloat16_keeps_float32_weights(checkpoints, tmp_path):
+    config = FineTuneConfig(
+        model_name_or_path=str(checkpoints["bert"]), num_train_epochs=1, mixed_precision="bf16", **SMALL
+    )
+    fine_tune(config, Tracker(tmp_path))
+    weights = load_file(tmp_path / "checkpoints/epoch_001/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert FeatureStore.open(tmp_path / "features").array("first", "epoch_001", 1).dtype == "float32"
+
+
 def test_seeds_differ_and_repeat(checkpoints, tmp_path):
     def weights(seed: int, folder: str) -> bytes:
         config = FineTuneConfig(model_name_or_path=str(checkpoints["bert"]), num_train_epochs=1, seed=seed, **SMALL)
@@ -105,7 +117,13 @@ class _Breaks(Tracker):
 
 def test_interrupted_between_any_two_writes_it_ends_the_same(checkpoints, tmp_path):
     """Cut off after each of the files of an epoch, and of the report, then resumed: nothing is lost or other."""
-    config = FineTuneConfig(model_name_or_path=str(checkpoints["distilbert"]), num_train_epochs=2, **SMALL)
+    config = FineTuneConfig(
+        model_name_or_path=str(checkpoints["distilbert"]),
+        num_train_epochs=2,
+        gradient_accumulation_steps=2,
+        lr_scheduler_type="cosine",
+        **SMALL,
+    )
     resumed = dataclasses.replace(config, resume_run_id="this one")
     whole = _Breaks(tmp_path / "whole", at=0)
     fine_tune(config, whole)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.servers import POSTGRES_BIN, mlflow_server
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, KEYS = 8, 30
 TRAINING = """
 import sys, time
