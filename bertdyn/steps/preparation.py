@@ -38,18 +38,30 @@ class Texts(NamedTuple):
 
 
 def make_accelerator(config: FineTuneConfig) -> Accelerator:
-    """Device, precision and processes, as accelerate or torchrun set them up."""
-    partly_frozen = bool(config.freeze_layers or config.freeze_embeddings)
+    """Device, precision and processes, as accelerate or torchrun set them up.
+
+    Raises
+    ------
+    InputError
+        If this machine cannot train in that precision.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu and config.mixed_precision == "fp16":  # accelerate would train in float32 and not say so
+        raise InputError("--mixed_precision fp16: there is no GPU here; accepted on a CPU are no, bf16")
     AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
     try:
         return Accelerator(
-            cpu=not torch.accelerator.is_available(),  # said outright, else accelerate ignores torchrun on a CPU
+            cpu=on_cpu,  # said outright, else accelerate ignores torchrun on a CPU
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partly_frozen)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=bool(config.freeze_layers or config.freeze_embeddings)
+                )
+            ],
         )
-    except ValueError as error:
+    except ValueError as error:  # a GPU without bfloat16
         raise InputError(f"--mixed_precision {config.mixed_precision}: {error}") from error
 
 
