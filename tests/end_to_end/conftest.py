@@ -1,6 +1,7 @@
 """Drive the real commands: a tiny model with random weights, a real store, real processes."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Workplace:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Under a shell's `&`, Ctrl-C is ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, status: int = 0, module: str = "entrypoints.fine_tune") -> str:
