@@ -12,7 +12,8 @@ def tensor_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
     Stays on the device of the parameters: no synchronisation.
     """
     # The foreach kernel is what torch.nn.utils.get_total_norm itself uses, before it sums up.
-    found = iter(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    found = iter(torch._foreach_norm(gradients) if gradients else ())
     none = torch.zeros((), device=parameters[0].device)
     return torch.stack([none if p.grad is None else next(found).float() for p in parameters])
 

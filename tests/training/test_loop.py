@@ -184,6 +184,7 @@ def test_clipping_is_torchs_own():
     before = [p.grad.clone() for p in parameters[:2]]
     norms = tensor_norms(parameters)
     assert norms[2] == 0
+    assert tensor_norms(parameters[2:]).tolist() == [0]
     torch.testing.assert_close(norms[:2], torch.stack([g.norm() for g in before]))
     clip_gradients(parameters, norms, 1.0)
     ours = [p.grad for p in parameters[:2]]
