@@ -28,7 +28,7 @@ class ModelConfig:
     )
     config_overrides: Optional[str] = HfArg(
         default=None,
-        help="Changes to the architecture, with --from_scratch true: 'num_hidden_layers=4,hidden_size=256'.",
+        help="Changes to the architecture, with --from_scratch true: 'num_hidden_layers=4,hidden_size=192'.",
     )
     freeze_layers: int = HfArg(default=0, help="Freeze the first k encoder layers; -1 freezes all of them. 0: none.")
     freeze_embeddings: bool = HfArg(
