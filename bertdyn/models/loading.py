@@ -55,7 +55,7 @@ def load_model(
     label_names
         The classes in the order of their ids; they become `id2label` of the saved model.
     config_overrides
-        `"num_hidden_layers=4,hidden_size=256"`, with `from_scratch` only.
+        `"num_hidden_layers=4,hidden_size=192"`, with `from_scratch` only.
 
     Raises
     ------
