@@ -1,5 +1,6 @@
 """A run that was killed and resumed ends as the uninterrupted one, bit for bit."""
 
+import json
 import random
 import signal
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from bertdyn.training.checkpoints import TRAINING_STATE, load_progress
 from tests.end_to_end.conftest import TINY, artifacts
-from tests.end_to_end.test_fine_tune import _deterministic
+from tests.end_to_end.test_fine_tune import TIMED, _deterministic
 
 OPTIONS = (*TINY, "--num_train_epochs", "4", "--freeze_layers", "2", "--freeze_embeddings", "true", "--freeze_epochs",
            "1", "--gradual_unfreezing", "true", "--keep_checkpoints", "1")  # fmt: skip
@@ -48,7 +49,10 @@ def test_killed_and_resumed_is_uninterrupted(workplace):
 
     cut = workplace.client().get_run(cut.info.run_id)
     assert cut.info.status == "FINISHED"
-    manifests = [(artifacts(run) / "checkpoints/manifest.json").read_text() for run in (whole, cut)]
+    manifests = [json.loads((artifacts(run) / "checkpoints/manifest.json").read_text()) for run in (whole, cut)]
+    for manifest in manifests:
+        manifest["history"] = [{k: v for k, v in epoch.items() if not TIMED.match(k)} for epoch in manifest["history"]]
+    assert manifests[0] == manifests[1]
     names = sorted(path.name for path in (artifacts(whole) / "checkpoints").iterdir())
     assert names == sorted(path.name for path in (artifacts(cut) / "checkpoints").iterdir())
     for name in names:
@@ -57,7 +61,6 @@ def test_killed_and_resumed_is_uninterrupted(workplace):
                 (artifacts(run) / "checkpoints" / name / "model.safetensors").read_bytes() for run in (whole, cut)
             )
             assert ours == theirs, name
-    assert len(manifests[0]) > 100
     points = workplace.points(cut.info.run_id)
     assert all(len(values) == 1 for values in points.values())
     assert _deterministic(points) == _deterministic(workplace.points(whole.info.run_id))
