@@ -21,15 +21,17 @@ from transformers import (
     DistilBertConfig,
     FlaubertConfig,
     FlaubertTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaTokenizer,
 )
 
 from bertdyn.data.synthetic import generate
+from bertdyn.models.embedding_variants import Conv2dBertConfig, FftBertConfig
 from bertdyn.models.loading import local_name
 
-FAMILIES = ("bert", "roberta", "camembert", "distilbert", "albert", "flaubert")
+FAMILIES = ("bert", "roberta", "camembert", "distilbert", "albert", "flaubert", "fft_bert", "conv2d_bert")
 LAYERS = 3
 
 
@@ -38,8 +40,10 @@ def make_checkpoint(family: str, folder: Path) -> Path:
     tokenizer = _TOKENIZERS[family](folder)
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     usual = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64}
-    configs = {
+    configs: dict[str, Callable[[], PretrainedConfig]] = {
         "bert": lambda: BertConfig(**usual, **sizes),
+        "fft_bert": lambda: FftBertConfig(**usual, **sizes),
+        "conv2d_bert": lambda: Conv2dBertConfig(**usual, **sizes),
         "roberta": lambda: RobertaConfig(**usual, **sizes, max_position_embeddings=130, type_vocab_size=1),
         "camembert": lambda: CamembertConfig(**usual, **sizes, max_position_embeddings=130, type_vocab_size=1),
         "distilbert": lambda: DistilBertConfig(dim=32, n_layers=LAYERS, n_heads=4, hidden_dim=64, **sizes),
@@ -99,6 +103,8 @@ def _moses_bpe(folder: Path) -> PreTrainedTokenizerBase:
 
 _TOKENIZERS: dict[str, Callable[[Path], PreTrainedTokenizerBase]] = {
     "bert": _wordpiece,
+    "fft_bert": _wordpiece,
+    "conv2d_bert": _wordpiece,
     "roberta": _byte_level,
     "camembert": _camembert,
     "distilbert": _wordpiece,

@@ -6,7 +6,7 @@ family, write one small function that returns its `Anatomy` and enter it in `FAM
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -18,6 +18,7 @@ EMBEDDING_COMPONENTS = (
     "word_embeddings",
     "position_embeddings",
     "token_type_embeddings",
+    "embeddings_conv",
     "embeddings_norm",
     "embeddings_projection",
 )
@@ -55,6 +56,12 @@ class Anatomy:
     """Number of layers in the forward pass, L; larger than `len(layers)` where layers are shared."""
     pooler: list[nn.Module] = field(default_factory=list)
     """The modules between the last layer and the head, where the encoder itself has them."""
+    stack: nn.Module | None = None
+    """The one module that runs all layers, where there is one: hidden_states and attention_mask in,
+    last_hidden_state out."""
+    last_attention_output: nn.Module | None = None
+    """The module behind the last layer's attention, where all that follows treats every token alone:
+    (context, what entered the layer) in, both [batch, seq, hidden]."""
 
     @property
     def shares_layers(self) -> bool:
@@ -84,7 +91,7 @@ def check_family(config: PretrainedConfig) -> None:
 def places(model: PreTrainedModel) -> dict[str, Place]:
     """Parameter name → `Place`, for every parameter of `model`.
 
-    Parameters of the encoder that no table names (an embedding variant's own weights) are `other`;
+    Parameters of the encoder that no table names (those of a checkpoint's own code) are `other`;
     everything outside the encoder is `head`.
     """
     anatomy = anatomy_of(model)
@@ -134,7 +141,14 @@ def _bert(encoder: Any) -> Anatomy:
         ],
         depth=encoder.config.num_hidden_layers,
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
+        stack=encoder.encoder,
+        last_attention_output=encoder.encoder.layer[-1].attention.output,
     )
+
+
+def _conv2d_bert(encoder: Any) -> Anatomy:
+    anatomy = _bert(encoder)
+    return replace(anatomy, embeddings=anatomy.embeddings | {"embeddings_conv": encoder.embeddings.conv})
 
 
 def _distilbert(encoder: Any) -> Anatomy:
@@ -159,6 +173,7 @@ def _distilbert(encoder: Any) -> Anatomy:
             for layer in encoder.transformer.layer
         ],
         depth=encoder.config.num_hidden_layers,
+        stack=encoder.transformer,
     )
 
 
@@ -188,6 +203,7 @@ def _albert(encoder: Any) -> Anatomy:
         ],
         depth=encoder.config.num_hidden_layers,
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
+        stack=encoder.encoder,
     )
 
 
@@ -219,6 +235,8 @@ def _flaubert(encoder: Any) -> Anatomy:
 
 FAMILIES: dict[str, Callable[[Any], Anatomy]] = {
     "bert": _bert,
+    "fft_bert": _bert,
+    "conv2d_bert": _conv2d_bert,
     "roberta": _bert,
     "camembert": _bert,
     "distilbert": _distilbert,

@@ -4,11 +4,14 @@
 # mypy: disable-error-code="assignment"
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from transformers.hf_argparser import HfArg
 
 from bertdyn.errors import InputError
+
+EMBEDDINGS = ("base", "fft", "conv2d")
+CONV_KERNEL_SIZES = (1, 3)
 
 
 @dataclass
@@ -29,6 +32,22 @@ class ModelConfig:
     config_overrides: Optional[str] = HfArg(
         default=None,
         help="Changes to the architecture, with --from_scratch true: 'num_hidden_layers=4,hidden_size=192'.",
+    )
+    embeddings: Optional[str] = HfArg(
+        default=None,
+        help="How BERT's word and position vectors become one: base (their sum), fft (circular convolution over the "
+        "hidden axis) or conv2d (a convolution over tokens and hidden axis, then GELU). A variant keeps all weights of "
+        "a plain BERT checkpoint. Default: as the checkpoint has it.",
+    )
+    conv_kernel_size: Optional[int] = HfArg(
+        default=None,
+        help="Width of the kernel of --embeddings conv2d: 3 mixes neighbouring tokens and neighbouring hidden values, "
+        "1 only weighs word against position. Default: 3, or as the checkpoint has it.",
+    )
+    normalize_embeddings: Optional[bool] = HfArg(
+        default=None,
+        help="With --embeddings fft: scale the convolved vector to length 1, so that every token weighs the same "
+        "against its token type. Default: false, or as the checkpoint has it.",
     )
     freeze_layers: int = HfArg(default=0, help="Freeze the first k encoder layers; -1 freezes all of them. 0: none.")
     freeze_embeddings: bool = HfArg(
@@ -51,6 +70,7 @@ class ModelConfig:
                 f"--config_overrides {self.config_overrides!r} needs --from_scratch true: "
                 "pretrained weights fit their own architecture only"
             )
+        check_embeddings(self.embeddings, self.conv_kernel_size, self.normalize_embeddings)
         if self.freeze_layers < -1:
             raise InputError(f"--freeze_layers {self.freeze_layers}: accepted are -1 (all), 0 (none), 1, 2, …")
         if self.freeze_epochs < 0:
@@ -63,3 +83,22 @@ class ModelConfig:
         parent = getattr(super(), "__post_init__", None)
         if parent:
             parent()
+
+    def load_options(self) -> dict[str, Any]:
+        """What decides the architecture, by the names that `load_config` and `load_model` give it."""
+        names = ("config_overrides", "embeddings", "conv_kernel_size", "normalize_embeddings", "trust_remote_code")
+        return {name: getattr(self, name) for name in names}
+
+
+def check_embeddings(embeddings: str | None, conv_kernel_size: int | None, normalize_embeddings: bool | None) -> None:
+    """Raise `InputError` unless the three options go together; None: not given."""
+    if embeddings not in (None, *EMBEDDINGS):
+        raise InputError(f"--embeddings {embeddings!r}: accepted are {', '.join(EMBEDDINGS)}")
+    if conv_kernel_size not in (None, *CONV_KERNEL_SIZES):
+        raise InputError(
+            f"--conv_kernel_size {conv_kernel_size}: accepted are {', '.join(map(str, CONV_KERNEL_SIZES))}"
+        )
+    if conv_kernel_size is not None and embeddings != "conv2d":
+        raise InputError(f"--conv_kernel_size {conv_kernel_size} needs --embeddings conv2d: no other has a kernel")
+    if normalize_embeddings and embeddings != "fft":
+        raise InputError("--normalize_embeddings true needs --embeddings fft: the others have nothing to normalise")

