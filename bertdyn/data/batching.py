@@ -14,7 +14,8 @@ the epoch of the original loader is not passed on. All processes of a distribute
 which `accelerate` gives each its share.
 
 Evaluation order is longest first: little padding, and the largest batch (the one that may not fit) comes at
-once. The column `index` says which row of the part's table each output belongs to.
+once. The column `index` says which row of the part's table (question answering: which window) each output
+belongs to.
 """
 
 from collections.abc import Iterator
@@ -28,12 +29,20 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 Batch = dict[str, torch.Tensor]
-"""input_ids, attention_mask and, where the model takes them, token_type_ids [batch, seq]; labels, index [batch]."""
+"""input_ids, attention_mask and, where the model takes them, token_type_ids [batch, seq]; index and labels, or for
+question answering start_positions, end_positions, context_start, context_end [batch]; on request token_rows
+[tokens]."""
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "token_rows")
+RENAMED = {"label": "labels", "start_position": "start_positions", "end_position": "end_positions"}
+"""Columns that batches hold under the names of transformers."""
+NOT_IN_BATCHES = ("length", "example", "window", "char_start", "char_end")
+"""Columns that are looked up by `index` when they are needed; they are not even read for a batch."""
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """What a model's forward takes: the batch without the row index and the labels."""
-    return {name: value for name, value in batch.items() if name not in ("index", "labels")}
+    """What a model's forward takes, without targets and what else says where the rows belong."""
+    return {name: value for name, value in batch.items() if name in MODEL_INPUTS}
 
 
 class EpochShuffle(Sampler[int]):
@@ -61,6 +70,7 @@ def make_batches(
     *,
     shuffle: bool,
     seed: int = 0,
+    token_rows: bool = False,
 ) -> DataLoader:
     """A DataLoader over one tokenised part.
 
@@ -76,6 +86,9 @@ def make_batches(
         True for training (order by seed and epoch); False for evaluation (longest first).
     seed
         Of the training order, at least 0.
+    token_rows
+        Also say where the real tokens lie in the flattened batch, for models that compute no padding: found
+        here, their number is known without waiting for a GPU.
 
     Returns
     -------
@@ -89,11 +102,12 @@ def make_batches(
         order = np.argsort(-np.asarray(dataset["length"]), kind="stable").tolist()
     # A generator of its own: else every pass would draw from, and so change, torch's global random state.
     generator = torch.Generator().manual_seed(seed)
+    dataset = dataset.remove_columns([name for name in NOT_IN_BATCHES if name in dataset.column_names])
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # a datasets.Dataset is a map-style dataset with __getitems__
         batch_size=batch_size,
         sampler=order,
-        collate_fn=Collator(tokenizer),
+        collate_fn=Collator(tokenizer, token_rows),
         generator=generator,
         pin_memory=torch.cuda.is_available(),
     )
@@ -102,20 +116,27 @@ def make_batches(
 class Collator:
     """A list of rows to a padded batch. A class, not a closure, so that worker processes can receive it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, token_rows: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.token_rows = token_rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         sequences = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
+        # Positions of answers count from the first token, so these are padded behind the last, whatever the tokenizer's
+        # side; BERT's families, whose positions are absolute, are padded there anyhow.
+        side = "right" if "start_position" in rows[0] else self.tokenizer.padding_side
         padded = pad_without_fast_tokenizer_warning(
             self.tokenizer,
             {name: [row[name] for row in rows] for name in sequences},
             padding=True,
+            padding_side=side,
             return_attention_mask=True,
             return_tensors="pt",
         )
         batch = dict(padded)
         for name in rows[0]:
-            if name not in sequences and name != "length":
-                batch["labels" if name == "label" else name] = torch.tensor([row[name] for row in rows])
+            if name not in sequences:
+                batch[RENAMED.get(name, name)] = torch.tensor([row[name] for row in rows])
+        if self.token_rows:
+            batch["token_rows"] = batch["attention_mask"].flatten().nonzero().squeeze(1)
         return batch

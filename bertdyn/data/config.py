@@ -15,6 +15,8 @@ from transformers.hf_argparser import HfArg
 from bertdyn.errors import InputError
 
 MIN_LENGTH = 3  # one word between the two special tokens
+MIN_QA_ROOM = 5  # beside the overlap: three special tokens, one of the question, one that is new in the window
+DEFAULT_LENGTHS = {"classification": 128, "question-answering": 384}
 
 
 @dataclass
@@ -23,9 +25,9 @@ class DataConfig:
 
     dataset: str = HfArg(
         default="synthetic",
-        help="Texts and labels: synthetic, sst2, imdb, news, spotify, flue_cls; a .csv, .tsv, .jsonl, "
-        ".ndjson, .json (one object a line) or .parquet file; or a hub dataset id, with ':name' for one of "
-        "its configurations (nyu-mll/glue:sst2).",
+        help="Texts and labels: synthetic, sst2, imdb, news, spotify, flue_cls; squad_v2 (questions to answer "
+        "with a span of their text, or not at all); a .csv, .tsv, .jsonl, .ndjson, .json (one object a line) or "
+        ".parquet file; or a hub dataset id, with ':name' for one of its configurations (nyu-mll/glue:sst2).",
     )
     data_dir: str | None = HfArg(
         default=None,
@@ -48,10 +50,15 @@ class DataConfig:
         default=None,
         help="Column with the label (integers or words), for a file or hub dataset. Default: 'label'.",
     )
+    # Not `int | None`: once made, a configuration holds the number.
     max_length: int = HfArg(
+        default=None,
+        help=f"Longest input in tokens, special tokens included; longer texts are cut and counted, for squad_v2 "
+        f"split into windows. At least {MIN_LENGTH}. Default: 128; 384 for squad_v2.",
+    )
+    doc_stride: int = HfArg(
         default=128,
-        help=f"Longest input in tokens, special tokens included; longer texts are cut and counted. "
-        f"At least {MIN_LENGTH}.",
+        help="squad_v2: tokens that a window of a long text shares with the window before it, at least 0.",
     )
     max_train_samples: int | None = HfArg(
         default=None,
@@ -87,14 +94,28 @@ class DataConfig:
             following()
         if not self.dataset:
             raise InputError("--dataset '': empty; accepted: a named dataset, a file or a hub dataset id")
+        if self.max_length is None:
+            self.max_length = DEFAULT_LENGTHS[self.task]
         if self.max_length < MIN_LENGTH:
             raise InputError(f"--max_length {self.max_length}: no room for a word; accepted: {MIN_LENGTH} or more")
+        if self.doc_stride < 0:
+            raise InputError(f"--doc_stride {self.doc_stride}: negative; accepted: 0 or more")
+        if self.task == "question-answering" and self.doc_stride > self.max_length - MIN_QA_ROOM:
+            raise InputError(
+                f"--doc_stride {self.doc_stride}: leaves no room in windows of --max_length {self.max_length} tokens; "
+                f"accepted: less than max_length by {MIN_QA_ROOM} or more, or a larger --max_length"
+            )
         if self.data_seed < 0:
             raise InputError(f"--data_seed {self.data_seed}: negative; accepted: 0 or more")
         for part in ("train", "validation", "probe", "test"):
             limit = self.max_samples(part)
             if limit is not None and limit < 1:
                 raise InputError(f"--max_{part}_samples {limit}: no row; accepted: 1 or more, or left out for all")
+
+    @property
+    def task(self) -> str:
+        """What the dataset is for: "classification" or "question-answering"."""
+        return "question-answering" if self.dataset == "squad_v2" else "classification"
 
     def max_samples(self, part: str) -> int | None:
         """The limit of one part by its name; None means all."""

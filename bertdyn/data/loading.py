@@ -1,7 +1,8 @@
-"""`load_data`: from the data flags to four disjoint parts of labelled texts.
+"""`load_data`: from the data flags to four disjoint parts of texts.
 
-Every source goes the same way: read its splits, clean if asked, drop repeats, carve the parts that are
-missing, take the subsets. What was dropped and counted stands in the report.
+Every source of classification data goes the same way: read its splits, clean if asked, drop repeats, carve
+the parts that are missing, take the subsets. What was dropped and counted stands in the report. Question
+answering has a way of its own, in `squad`.
 """
 
 import logging
@@ -13,6 +14,7 @@ from bertdyn.data.config import DataConfig
 from bertdyn.data.files import SUFFIXES
 from bertdyn.data.parts import carve, drop_repeats, subset
 from bertdyn.data.reading import read_splits
+from bertdyn.data.squad import load_squad
 from bertdyn.data.text_data import PARTS, TextData, fingerprint_parts
 from bertdyn.errors import InputError
 
@@ -25,9 +27,12 @@ def load_data(config: DataConfig) -> TextData:
     Raises
     ------
     InputError
-        Unknown dataset; missing file, column or label; a label outside the accepted ones or seen in no
-        training row that is left; one class only; no rows; not UTF-8; too few rows for four parts.
+        For squad_v2 what `load_squad` says. Otherwise: unknown dataset; missing file, column or label; a label
+        outside the accepted ones or seen in no training row that is left; one class only; no rows; not UTF-8;
+        too few rows for four parts.
     """
+    if config.task == "question-answering":
+        return load_squad(config)
     splits, label_names, source = read_splits(config)
     rows_read = {part: len(frame) for part, frame in splits.items()}
     if config.clean_text:

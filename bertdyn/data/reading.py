@@ -1,4 +1,4 @@
-"""The splits of a source, read and checked: ids, texts, and labels as numbers.
+"""The splits of a classification source, read and checked: ids, texts, and labels as numbers.
 
 Four kinds of source (synthetic, named, file, hub) end in one form, and every label is checked against the
 accepted ones here, so that nothing further down meets a label that it does not know.
@@ -13,8 +13,11 @@ import pandas as pd
 from bertdyn.data import synthetic
 from bertdyn.data.config import DataConfig
 from bertdyn.data.files import SUFFIXES, as_label, as_text, choose_column, read_table, require_column
-from bertdyn.data.sources import NAMES, SOURCES, find_source
+from bertdyn.data.sources import SOURCES, find_source
 from bertdyn.errors import InputError
+
+FILE_FLAGS = ("test_file", "text_column", "text_pair_column", "label_column")
+"""Flags that say how to read a file of the user's own."""
 
 Splits = tuple[dict[str, pd.DataFrame], list[str], str]
 """Part to rows (example_id, text, text_pair, label as id), label names, what was read."""
@@ -30,14 +33,14 @@ def read_splits(config: DataConfig) -> Splits:
     """
     name = config.dataset
     if name == "synthetic":
-        _refuse(config, "test_file", "text_column", "text_pair_column", "label_column")
+        refuse_flags(config, *FILE_FLAGS)
         return _read_synthetic(config)
     if name in SOURCES:
-        _refuse(config, "test_file", "text_column", "text_pair_column", "label_column")
+        refuse_flags(config, *FILE_FLAGS)
         return _read_named(config)
     if Path(name).suffix.lower() in SUFFIXES or _resolve(name, config.data_dir).is_file():
         return _read_files(config)
-    _refuse(config, "test_file", "data_dir")
+    refuse_flags(config, "test_file", "data_dir")
     return _read_hub(config)
 
 
@@ -76,8 +79,6 @@ def _read_files(config: DataConfig) -> Splits:
 def _read_hub(config: DataConfig) -> Splits:
     from bertdyn.data.hub import load_hub
 
-    if config.dataset == "squad_v2":
-        raise InputError(f"--dataset 'squad_v2': it is for question answering; accepted here: {', '.join(NAMES)}")
     tables, label_names = load_hub(config.dataset, config.label_column)
     names = {split: f"{config.dataset} ({split})" for split in tables}
     parts, label_names = _read_tables(tables, names, config, label_names)
@@ -148,8 +149,14 @@ def _encode(rows: pd.DataFrame, accepted: Sequence[str], source: str, column: st
     return rows.assign(label=pd.Series([ids[value] for value in rows["label"]], index=rows.index, dtype="int64"))
 
 
-def _refuse(config: DataConfig, *fields: str) -> None:
-    """Flags that this kind of source would silently ignore."""
+def refuse_flags(config: DataConfig, *fields: str) -> None:
+    """Refuse flags that this kind of source would silently ignore.
+
+    Raises
+    ------
+    InputError
+        One of `fields` is given.
+    """
     for field in fields:
         value = getattr(config, field)
         if value is not None:

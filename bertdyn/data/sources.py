@@ -1,4 +1,4 @@
-"""The named classification sources: where their files lie and what their labels mean, in one table."""
+"""The named sources: where their files lie, and for classification what their labels mean, in one table."""
 
 import os
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ SOURCES = {
         labels=_POLARITY,
     ),
 }
-NAMES = ("synthetic", *SOURCES)
+NAMES = ("synthetic", *SOURCES, "squad_v2")
 
 
 def find_source(name: str, data_dir: str | None) -> tuple[Source, Path]:
@@ -81,21 +81,38 @@ def find_source(name: str, data_dir: str | None) -> tuple[Source, Path]:
         No such folder, or nothing says where it is.
     """
     source = SOURCES[name]
+    folder = find_folder(name, source.folder, ", ".join(source.files.values()), data_dir)
+    if name == "sst2" and _first_line(folder / "train.tsv") == b"sentence\tlabel":
+        source = SST2_GLUE
+    return source, folder
+
+
+def find_folder(name: str, usual: str, holds: str, data_dir: str | None) -> Path:
+    """The folder of a named dataset: `data_dir`, or else `usual` under $BERTDYN_DATA.
+
+    Parameters
+    ----------
+    holds
+        The files that should be there, for the message.
+
+    Raises
+    ------
+    InputError
+        No such folder, or nothing says where it is.
+    """
     root = os.environ.get(DATA_VARIABLE)
     if data_dir:
         folder, given = Path(data_dir), f"--data_dir {data_dir!r}"
     elif root:
-        folder, given = Path(root) / source.folder, f"{DATA_VARIABLE} {root!r}"
+        folder, given = Path(root) / usual, f"{DATA_VARIABLE} {root!r}"
     else:
         raise InputError(
             f"--dataset {name!r}: nothing says where it lies; accepted: --data_dir with the folder of its files, "
-            f"or {DATA_VARIABLE} set to the folder that holds {source.folder}"
+            f"or {DATA_VARIABLE} set to the folder that holds {usual}"
         )
     if not folder.is_dir():
-        raise InputError(f"{given}: no folder {folder}; accepted: a folder with {', '.join(source.files.values())}")
-    if name == "sst2" and _first_line(folder / "train.tsv") == b"sentence\tlabel":
-        source = SST2_GLUE
-    return source, folder
+        raise InputError(f"{given}: no folder {folder}; accepted: a folder with {holds}")
+    return folder
 
 
 def _first_line(path: Path) -> bytes:

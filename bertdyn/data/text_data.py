@@ -1,4 +1,4 @@
-"""`TextData`: four disjoint parts of labelled texts, and the record of how they came about."""
+"""`TextData`: four disjoint parts of texts with labels or answers, and the record of how they came about."""
 
 import hashlib
 import json
@@ -16,7 +16,11 @@ class TextData:
 
     parts: dict[str, pd.DataFrame]
     """train, validation, probe, test; each with the columns example_id, text, text_pair (only where there are
-    pairs) and label (int64, 0..K-1). Rows stand in a seeded order, so that any prefix is a random sample."""
+    pairs) and label (int64, 0..K-1). Rows stand in a seeded order, so that any prefix is a random sample.
+    For question answering text is the question, text_pair its context, label 1 where the context holds an
+    answer, and there are also title (of the article), answers (list of str: every gold, in the order of the
+    file, repeats kept; empty where there is none) and answer_starts (list of int: where they begin in the
+    context, in characters)."""
     label_names: list[str]
     """Name of label k at position k."""
     name: str
@@ -27,6 +31,8 @@ class TextData:
     """SHA-256 over ids, texts and labels of all parts, after cleaning and subsetting."""
     report: dict[str, Any]
     """JSON-able: rows read, dropped and kept, class counts, origin of each part, cleaning, data_seed."""
+    task: str = "classification"
+    """Or "question-answering"."""
 
     def class_counts(self) -> pd.DataFrame:
         """Tidy table with the columns part, label (name), rows; classes without a row are listed with 0."""

@@ -1,9 +1,9 @@
 """Tokenise once: token ids of every part, on disk as Arrow under the fingerprint of what made them.
 
-The cache key covers the texts, the tokenizer's own files and the maximal length, never a path or a name, so a
-hit is always right. Padding is not stored, and neither is an attention mask (it would be all ones): both are
-made per batch. An entry is written under a temporary name and renamed when complete; its checksums are
-compared on every load, and an entry that does not match is built anew.
+The cache key covers the texts, the tokenizer's own files, the maximal length and for question answering the
+overlap of windows, never a path or a name, so a hit is always right. Padding is not stored, and neither is an
+attention mask (it would be all ones): both are made per batch. An entry is written under a temporary name and
+renamed when complete; its checksums are compared on every load, and an entry that does not match is built anew.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bertdyn.data.text_data import TextData
+from bertdyn.data.windows import BAR_FROM, CHUNK, make_windows
 from bertdyn.errors import InputError
 from bertdyn.files import new_folder
 
@@ -31,22 +32,23 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Raised when the columns change, so that entries of an older version are not taken for new ones."""
 INFO_FILE = "info.json"
-CHUNK = 1000
-BAR_FROM = 20_000
-"""Parts with fewer rows take a second or two and show no progress bar."""
 
 
 class TokenizedParts(dict[str, Dataset]):
-    """Part name to memory-mapped Dataset, with how many texts were cut and where the cache entry lies."""
+    """Part name to memory-mapped Dataset, with how many texts did not fit and where the cache entry lies."""
 
     truncated: dict[str, int]
-    """Part name to number of examples that were longer than max_length."""
+    """Part name to number of examples that were longer than max_length: cut, or split into windows."""
     path: Path
     """Folder of the cache entry."""
 
 
 def tokenize_parts(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path
+    data: TextData,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: Path,
+    doc_stride: int = 128,
 ) -> TokenizedParts:
     """Token ids of all parts, tokenised now or taken from the cache.
 
@@ -60,32 +62,38 @@ def tokenize_parts(
         Longest input in tokens with special tokens; of a pair the longer text is cut first.
     cache_dir
         Folder of all cache entries; made if missing. Several processes may share it.
+    doc_stride
+        Question answering: tokens that a window shares with the one before it.
 
     Returns
     -------
     parts
         For each part a Dataset with the columns index (row in the part's DataFrame), input_ids,
         token_type_ids (where the tokenizer names them as a model input), label and length (tokens).
+        For question answering what `make_windows` returns.
 
     Raises
     ------
     InputError
-        `max_length` is more than the model takes.
+        `max_length` is more than the model takes, or leaves no room beside a question.
     """
     longest = tokenizer.model_max_length
     if max_length > longest:
         raise InputError(f"--max_length {max_length}: more than this tokenizer takes; accepted: at most {longest}")
+    answering = data.task == "question-answering"
     key_parts = [FORMAT, data.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
+    key_parts += [data.task, doc_stride if answering else None]
     entry = Path(cache_dir) / hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()
     cached = _load(entry)
     if cached is None:
-        _build(entry, data, tokenizer, max_length)
+        _build(entry, data, tokenizer, max_length, doc_stride)
         cached = _load(entry)
     if cached is None:
         raise OSError(f"{entry}: a cache entry written just now does not match its own checksums")
+    what = "questions split into windows of at most" if answering else "texts cut to"
     for part, count in cached.truncated.items():
         if count:
-            logger.info("%s: %d of %d texts cut to %d tokens", part, count, len(cached[part]), max_length)
+            logger.info("%s: %d of %d %s %d tokens", part, count, len(data.parts[part]), what, max_length)
     return cached
 
 
@@ -117,12 +125,16 @@ def _without_state(content: bytes) -> bytes:
     return json.dumps(settings, sort_keys=True).encode()
 
 
-def _build(entry: Path, data: TextData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def _build(entry: Path, data: TextData, tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int) -> None:
     """Makes a cache entry; where another process was faster, its entry (with the same content) stays."""
     with new_folder(entry) as scratch:
         truncated = {}
         for part, frame in data.parts.items():
-            dataset, truncated[part] = _tokenize(frame, tokenizer, max_length, part)
+            if data.task == "question-answering":
+                dataset = make_windows(frame, tokenizer, max_length, doc_stride)
+                truncated[part] = dataset["window"][:].count(1)
+            else:
+                dataset, truncated[part] = _tokenize(frame, tokenizer, max_length, part)
             with _bars(len(dataset) >= BAR_FROM):
                 dataset.save_to_disk(str(scratch / part))
         info = {"checksums": _checksums(scratch), "parts": list(data.parts), "truncated": truncated}
