@@ -1,4 +1,4 @@
-"""Fine-tune an encoder on text classification and keep what happens to it, epoch by epoch.
+"""Fine-tune an encoder on text classification or question answering and keep what happens to it, epoch by epoch.
 
 mlflow run . -e fine-tune --env-manager local -P dataset=sst2 -P seeds=0,1,2
 python -m entrypoints.fine_tune --dataset sst2 --seeds 0,1,2
@@ -8,7 +8,7 @@ from bertdyn.steps.config import FineTuneConfig
 from entrypoints.command import open_tracker, parse, run
 
 DESCRIPTION = (
-    "Fine-tune an encoder on text classification. Every epoch's checkpoint, parameter and gradient norms and "
+    "Fine-tune an encoder on text classification, or on SQuAD 2.0 (--dataset squad_v2). Every epoch's checkpoint, parameter and gradient norms and "
     "pooled features are kept in an MLflow run, from before the first step on. The run id that is printed at the "
     "end is how later commands find it all."
 )

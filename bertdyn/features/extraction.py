@@ -49,8 +49,9 @@ def extract_pooled(
     store: FeatureStore,
     state: str,
 ) -> np.ndarray:
-    """Write one state into `store` and return the head's logits, [examples, classes].
+    """Write one state into `store` and return the logits of a classification head, [examples, classes].
 
+    Another head says nothing of a text as a whole, and nothing of it is stored: [examples, 0].
     Rows are placed by the batch's `index`, so the order of `batches` (which must have gone through
     `accelerator.prepare`) does not matter. The model's mode and attention backend are as before.
     Only the main process writes; the others help with the forward pass.
@@ -72,7 +73,8 @@ def extract_pooled(
             hidden = torch.stack([output.hidden_states[layer] for layer in layers], dim=1).float()
             mask = inputs["attention_mask"]
             pooled = {"first": hidden[:, :, 0], "mean": _masked_mean(hidden, mask)}
-            index, said, gathered = accelerator.gather_for_metrics((batch["index"], output.logits.float(), pooled))
+            said = output.logits.float() if "logits" in output else hidden.new_zeros(len(hidden), 0)
+            index, said, gathered = accelerator.gather_for_metrics((batch["index"], said, pooled))
             index, said = index.cpu().numpy(), said.cpu().numpy()
             if not logits.size:
                 logits = np.zeros((store.manifest.num_examples, said.shape[1]), dtype=np.float32)
@@ -83,7 +85,7 @@ def extract_pooled(
                     arrays[kind, layer][index] = rows[:, position]
             if with_attention:
                 _write_attention(accelerator, arrays, output.attentions, batch, first_row)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and logits.size:
         store.write_predictions(state, logits)
     return logits
 

@@ -12,15 +12,19 @@ from bertdyn.plots.style import COLORS, DIVERGING, SEQUENTIAL, epoch_axis, new_f
 MAX_CLASSES_WITH_COUNTS = 20
 
 
-def training_curves(history: pd.DataFrame, baselines: Mapping[str, float], best: int, title: str) -> Figure:
-    """Loss and accuracy by epoch.
+def training_curves(
+    history: pd.DataFrame, scores: Mapping[str, str], baselines: Mapping[str, float], best: int, title: str
+) -> Figure:
+    """Loss and validation scores by epoch.
 
     Parameters
     ----------
     history
-        One row an epoch: epoch, train/loss, eval/loss, eval/accuracy, eval/macro_f1.
+        One row an epoch: epoch, train/loss, eval/loss, and the columns of `scores`.
+    scores
+        Column → name; shares between 0 and 1.
     baselines
-        Name → validation accuracy, drawn as horizontal lines.
+        Name → validation score, drawn as horizontal lines.
     best
         The selected epoch.
     """
@@ -31,7 +35,7 @@ def training_curves(history: pd.DataFrame, baselines: Mapping[str, float], best:
         if key in history:
             left.plot(epochs, history[key], "o-", color=COLORS[color], label=name, markersize=4)
     tidy(left, "Loss", "epoch (0 = before training)", "cross-entropy (nats)")
-    for key, name, color in (("eval/accuracy", "accuracy", 1), ("eval/macro_f1", "macro F1", 2)):
+    for color, (key, name) in enumerate(scores.items(), start=1):
         right.plot(epochs, history[key], "o-", color=COLORS[color], label=name, markersize=4)
     for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         right.axhline(value, color=COLORS[7], linestyle=style, linewidth=1, label=f"baseline: {name}")

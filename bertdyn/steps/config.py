@@ -41,6 +41,8 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
             raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
         if self.store_attention and not self.store_features:
             raise InputError("--store_attention true needs --store_features true")
+        if self.class_weights and self.task != "classification":
+            raise InputError(f"--class_weights {self.class_weights!r}: {self.dataset!r} has no classes to weigh")
         if self.early_stopping_patience and self.early_stopping_patience >= self.num_train_epochs:
             raise InputError(
                 f"--early_stopping_patience {self.early_stopping_patience}: accepted are values below "
@@ -67,8 +69,10 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
         return tags
 
     def default_run_name(self) -> str:
-        """`sst2-minilm-s0-fine-tune`, or `sst2-minilm-3-seeds-fine-tune`"""
+        """`sst2-minilm-s0-fine-tune`, or `sst2-minilm-conv2d3-scratch-3-seeds-fine-tune`"""
         dataset, model = (name.rstrip("/").split("/")[-1] for name in (self.dataset, self.model_name_or_path))
+        if self.embeddings:
+            model += f"-{self.embeddings}" + (str(self.conv_kernel_size) if self.conv_kernel_size else "")
         scratch = "-scratch" if self.from_scratch else ""
         seeds = f"{len(self.seed_list())}-seeds" if self.seeds else f"s{self.seed}"
         return f"{dataset}-{model}{scratch}-{seeds}-fine-tune"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
@@ -22,18 +23,21 @@ from bertdyn.data.tokenization import tokenizer_fingerprint
 from bertdyn.features.extraction import example_rows, extract_pooled, pooled_layers, token_rows
 from bertdyn.features.store import FeatureStore, Manifest
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.steps.fine_tune_report import Findings, write_report
+from bertdyn.steps.findings import Findings
+from bertdyn.steps.fine_tune_report import write_report
 from bertdyn.steps.preparation import (
     Texts,
     batches_of,
     load_checkpoint,
     load_texts,
     make_accelerator,
+    make_task,
+    probe_batches,
     record_inputs,
     start_model,
 )
 from bertdyn.steps.resuming import earlier_progress
-from bertdyn.tasks import classification as task
+from bertdyn.tasks.task import Task
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
     TRAINING_STATE,
@@ -49,15 +53,18 @@ from bertdyn.training.progress_bar import ProgressBar
 from bertdyn.training.resources import Resources
 from bertdyn.training.selection import EarlyStopping, best_epoch
 
+PIPELINES = {"classification": "text-classification", "question-answering": "question-answering"}
+"""Task → the name that Hugging Face pipelines and MLflow's model types give it."""
+
 
 @dataclass(frozen=True)
 class FineTuneResult:
     """What a fine-tuning run found."""
 
     best_epoch: int | None
-    """By validation accuracy; None for several seeds, of which each has its own."""
+    """By the task's validation score; None for several seeds, of which each has its own."""
     scores: pd.DataFrame
-    """One row per part, state and baseline: accuracy with its interval, macro and weighted F1, loss."""
+    """One row per part, state and baseline: the task's metrics, the main one with its interval."""
     summary: str
     """The run's report, Markdown."""
 
@@ -73,6 +80,7 @@ class Job:
     """Where the run's files are written; the same for all processes."""
     accelerator: Accelerator
     texts: Texts
+    task: Task
     batches: dict[str, DataLoader]
     """Part → batches; all but train's are prepared by the accelerator."""
     model: PreTrainedModel
@@ -90,6 +98,32 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     InputError
         Whatever is wrong with data, model or options.
     """
+    job, progress = make_job(config, tracker)
+    progress = train(
+        job.accelerator,
+        job.model,
+        job.batches["train"],
+        job.task.loss,
+        job.optimizer,
+        job.scheduler,
+        num_epochs=config.num_train_epochs,
+        seed=config.seed,
+        max_grad_norm=config.max_grad_norm,
+        listeners=make_listeners(job, progress),
+        progress=progress,
+    )
+    job.accelerator.wait_for_everyone()
+    return finish(job, progress)
+
+
+def make_job(config: FineTuneConfig, tracker: Tracker) -> tuple[Job, Progress | None]:
+    """Everything as it is before the first step, or where an interrupted attempt left it, and how far that came.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with data, model or options.
+    """
     accelerator = make_accelerator(config)
     folder = Path(broadcast_object_list([str(tracker.folder)])[0])
     if accelerator.is_main_process:
@@ -97,6 +131,7 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     texts = load_texts(config, accelerator)
     if accelerator.is_main_process:
         record_inputs(config, texts, tracker)
+    task = make_task(config, texts, accelerator.device)
     progress = earlier_progress(config, tracker, folder, accelerator)
     model = start_model(config, texts, folder, progress).to(accelerator.device)
     optimizer = make_optimizer(model, config)
@@ -104,36 +139,21 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     scheduler = make_scheduler(optimizer, config, config.num_train_epochs * updates)
     if progress:
         load_training_state(folder / TRAINING_STATE, model, optimizer, scheduler, accelerator.scaler)
-    batches = {part: batches_of(part, config, texts, accelerator) for part in texts.tokens}
-    job = Job(config, tracker, folder, accelerator, texts, batches, model, optimizer, scheduler)
-
-    progress = train(
-        accelerator,
-        model,
-        batches["train"],
-        task.loss,
-        optimizer,
-        scheduler,
-        num_epochs=config.num_train_epochs,
-        seed=config.seed,
-        max_grad_norm=config.max_grad_norm,
-        listeners=make_listeners(job, progress),
-        progress=progress,
-    )
-    accelerator.wait_for_everyone()
-    return finish(job, progress)
+    batches = {part: batches_of(part, config, texts, model, accelerator) for part in ("train", "validation", "test")}
+    return Job(config, tracker, folder, accelerator, texts, task, batches, model, optimizer, scheduler), progress
 
 
 def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
     """All that happens around the training, in the order in which it happens at an epoch's end."""
-    config, tracker, model = job.config, job.tracker, job.model
+    config, tracker, task, model = job.config, job.tracker, job.task, job.model
     on_main = job.accelerator.is_main_process
     schedule = make_schedule(
         model, config.freeze_layers, config.freeze_embeddings, config.freeze_epochs, config.gradual_unfreezing
     )
 
     def evaluate(progress: Progress) -> None:
-        scores = task.metrics(task.predict(job.accelerator, model, job.batches["validation"]))
+        predictions = task.predict(job.accelerator, model, job.batches["validation"], "validation")
+        scores = task.metrics(predictions, "validation")
         progress.metrics.update({f"eval/{name}": value for name, value in scores.items()})
 
     listeners: list[Listener] = [Freezing(model, schedule)]
@@ -145,7 +165,7 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
         listeners += [dynamics, AtEpochEnd(lambda progress: tracker.log_table(dynamics.table, "dynamics"))]
     if config.store_features:
         listeners += [make_extraction(job, progress)]
-    listeners += [EarlyStopping(task.SELECTION_METRIC, config.early_stopping_patience)]
+    listeners += [EarlyStopping(task.selection_metric, config.early_stopping_patience)]
     if on_main:
         listeners += [
             Checkpoints(
@@ -155,13 +175,18 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
                 job.optimizer,
                 job.scheduler,
                 scaler=job.accelerator.scaler,
-                metric=task.SELECTION_METRIC,
+                metric=task.selection_metric,
                 keep=config.keep_checkpoints,
                 log_spaced=config.log_spaced_checkpoints,
+                dtype=getattr(torch, config.checkpoint_dtype),
                 saved=tracker.publish,
             ),
             AtEpochEnd(lambda progress: tracker.log_metrics(progress.metrics, progress.epoch)),
-            ProgressBar(len(job.batches["train"]) // job.accelerator.num_processes, config.num_train_epochs),
+            ProgressBar(
+                len(job.batches["train"]) // job.accelerator.num_processes,
+                config.num_train_epochs,
+                (task.selection_metric,),
+            ),
         ]
     return listeners
 
@@ -169,16 +194,17 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
 def make_dynamics(job: Job, progress: Progress | None) -> Dynamics:
     """The dynamics from epoch 0, or with the rows and the initial weights of an earlier attempt."""
     if not progress:
-        return Dynamics(job.model)
+        return Dynamics(job.model, folder=job.folder)
     table = pd.read_parquet(job.folder / "dynamics.parquet")
     initial = load_file(job.folder / checkpoint_path(0) / "model.safetensors")
-    return Dynamics(job.model, initial, table[table["epoch"] <= progress.epoch])
+    return Dynamics(job.model, initial, table[table["epoch"] <= progress.epoch], job.folder)
 
 
 def make_extraction(job: Job, progress: Progress | None) -> Listener:
     """Pooled features of the probe part after every epoch."""
-    folder, part, tokens = job.folder / "features", "probe", job.texts.tokens["probe"]
+    folder, part = job.folder / "features", "probe"
     table = job.texts.data.parts[part]
+    tokens, batches = probe_batches(job.config, job.texts, job.accelerator)
     if job.accelerator.is_main_process and progress:
         FeatureStore.open(folder, only=[f"epoch_{epoch:03d}" for epoch in range(progress.epoch + 1)])
     elif job.accelerator.is_main_process:
@@ -210,7 +236,7 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
 
     def extract(progress: Progress) -> None:
         state = f"epoch_{progress.epoch:03d}"
-        extract_pooled(job.accelerator, job.model, job.batches[part], store, state)
+        extract_pooled(job.accelerator, job.model, batches, store, state)
         if job.accelerator.is_main_process:
             for path in (state, "examples.parquet", "manifest.json"):  # the manifest, which names the state, last
                 job.tracker.publish(f"features/{path}")
@@ -220,31 +246,30 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
 
 def finish(job: Job, progress: Progress) -> FineTuneResult:
     """Score the best epoch (and the start) on the test part, once; write tables, figures, model and report."""
-    config, tracker, labels = job.config, job.tracker, job.texts.data.label_names
-    best = best_epoch(progress.history, task.SELECTION_METRIC)
+    config, tracker, task, data = job.config, job.tracker, job.task, job.texts.data
+    best = best_epoch(progress.history, task.selection_metric)
     models, predictions = {}, {}
     for state, epoch in (("pretrained", 0), ("best", best)):
         if job.accelerator.is_main_process:
             tracker.fetch(checkpoint_path(epoch))
         job.accelerator.wait_for_everyone()
-        models[state] = load_checkpoint(config, job.folder, epoch, labels).to(job.accelerator.device)
+        models[state] = load_checkpoint(config, data, job.folder, epoch).to(job.accelerator.device)
         for part in ("validation", "test"):
-            predictions[part, state] = task.predict(job.accelerator, models[state], job.batches[part])
+            predictions[part, state] = task.predict(job.accelerator, models[state], job.batches[part], part)
     if not job.accelerator.is_main_process:
         return FineTuneResult(best, pd.DataFrame(), "")
-    scored = {part: job.texts.data.parts[part] for part in ("validation", "test")}
     findings = Findings(
         config,
-        job.texts.data,
+        data,
+        task,
         progress.history,
+        best,
         predictions,
-        task.baselines(job.texts.data.parts["train"], scored),
         pd.read_parquet(job.folder / "dynamics.parquet"),
         FeatureStore.open(job.folder / "features") if config.store_features else None,
     )
-    scores, summary = write_report(findings, tracker)
-    final = scores[(scores["part"] == "test") & (scores["state"] == "best")].iloc[0]
-    measured = {"test/accuracy": float(final["accuracy"]), "test/macro_f1": float(final["macro_f1"])}
-    tracker.log_model(models["best"], job.texts.tokenizer, "text-classification", measured, config.register_as)
+    outcome, summary = write_report(findings, tracker)
+    measured = {name: value for name, value in outcome.final.items() if name.startswith("test/")}
+    tracker.log_model(models["best"], job.texts.tokenizer, PIPELINES[task.name], measured, config.register_as)
     tracker.note(summary)
-    return FineTuneResult(best, scores, summary)
+    return FineTuneResult(best, outcome.scores, summary)

@@ -1,13 +1,16 @@
 """What a training starts with: processes, texts and tokens, a model, batches, and the record of all that."""
 
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,14 +21,17 @@ from bertdyn.data.tokenization import TokenizedParts, tokenize_parts
 from bertdyn.errors import InputError
 from bertdyn.files import cache_folder, write_json
 from bertdyn.models.loading import check_max_length, load_config, load_model, load_tokenizer
+from bertdyn.models.unpadded import can_run_unpadded, is_unpadded, run_unpadded
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.tasks import classification as task
+from bertdyn.tasks.classification import Classification, weights_of_classes
+from bertdyn.tasks.question_answering import QuestionAnswering
+from bertdyn.tasks.task import Task
 from bertdyn.tracking.locations import resolve_model
 from bertdyn.tracking.tracker import Tracker
-from bertdyn.training.checkpoints import (
-    checkpoint_path,
-)
+from bertdyn.training.checkpoints import checkpoint_path
 from bertdyn.training.loop import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class Texts(NamedTuple):
@@ -68,13 +74,28 @@ def make_accelerator(config: FineTuneConfig) -> Accelerator:
 def load_texts(config: FineTuneConfig, accelerator: Accelerator) -> Texts:
     """All parts of the data, tokenised (once, by the main process; the others read its cache)."""
     name = resolve_model(config.model_name_or_path)
-    model_config = load_config(name, config.config_overrides, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(name, **config.load_options())
     check_max_length(model_config, config.max_length)
     tokenizer = load_tokenizer(config.tokenizer_name or name, trust_remote_code=config.trust_remote_code)
     data = load_data(config)
     with accelerator.main_process_first():
-        tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"))
+        tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
     return Texts(data, tokenizer, tokens)
+
+
+def make_task(config: FineTuneConfig, texts: Texts, device: torch.device) -> Task:
+    """The task of the data.
+
+    Raises
+    ------
+    InputError
+        If `--class_weights` do not fit its classes.
+    """
+    data = texts.data
+    if data.task == "question-answering":
+        return QuestionAnswering(data.parts, texts.tokens)
+    weights = weights_of_classes(config.class_weights, data.parts["train"]["label"], data.label_names)
+    return Classification(data.label_names, None if weights is None else weights.to(device))
 
 
 def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> None:
@@ -93,49 +114,86 @@ def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> Non
             seen = data.fingerprint
         if seen != data.fingerprint:
             raise InputError(f"the data of run {config.resume_run_id} changed since it was started: {data.source}")
-    content = {"fingerprint": data.fingerprint, **data.report, "texts_cut": texts.tokens.truncated}
+    longer = "questions_in_windows" if data.task == "question-answering" else "texts_cut"
+    content = {"fingerprint": data.fingerprint, **data.report, longer: texts.tokens.truncated}
     write_json(tracker.folder / "data.json", content)
     tracker.publish("data.json")
     for part, table in data.parts.items():
         context = {"train": "training"}.get(part, part)
-        tracker.log_dataset(table, f"{data.name}-{part}", data.source, data.fingerprint[:8], context, "label")
+        columns = [name for name in ("example_id", "text", "text_pair", "label") if name in table]
+        name = f"{data.name}-{part}"
+        tracker.log_dataset(table[columns], name, data.source, data.fingerprint[:8], context, "label")
 
 
 def start_model(config: FineTuneConfig, texts: Texts, folder: Path, progress: Progress | None) -> PreTrainedModel:
     """The model to train: as the options say, or from the checkpoint of the epoch that was reached."""
     set_seed(config.seed)
-    labels = texts.data.label_names
     if progress:
-        return load_checkpoint(config, folder, progress.epoch, labels)
+        return load_checkpoint(config, texts.data, folder, progress.epoch)
     model = load_model(
         resolve_model(config.model_name_or_path),
-        task.NAME,
-        label_names=labels,
+        texts.data.task,
+        label_names=class_names(texts.data),
         from_scratch=config.from_scratch,
-        config_overrides=config.config_overrides,
-        trust_remote_code=config.trust_remote_code,
+        **config.load_options(),
     )
     if len(texts.tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(texts.tokenizer)} tokens, the model embeds {model.config.vocab_size}: "
             "they do not belong together (--tokenizer_name, --model_name_or_path)"
         )
+    if config.unpadded == "auto" and not can_run_unpadded(model):
+        logger.info("model family %r computes with padding: it cannot run without", model.config.model_type)
+    return without_padding(model, config)
+
+
+def load_checkpoint(config: FineTuneConfig, data: TextData, folder: Path, epoch: int) -> PreTrainedModel:
+    """The model as it was at the end of `epoch` of the run in `folder`."""
+    model = load_model(
+        str(folder / checkpoint_path(epoch)),
+        data.task,
+        label_names=class_names(data),
+        trust_remote_code=config.trust_remote_code,
+    )
+    return without_padding(model, config)
+
+
+def class_names(data: TextData) -> list[str] | None:
+    """What the outputs of the head are called; those of question answering are no classes."""
+    return data.label_names if data.task == "classification" else None
+
+
+def without_padding(model: PreTrainedModel, config: FineTuneConfig) -> PreTrainedModel:
+    """`model`, made to compute no padding where `--unpadded` says so and it can."""
+    if config.unpadded == "true" or (config.unpadded == "auto" and can_run_unpadded(model)):
+        run_unpadded(model)
     return model
 
 
-def load_checkpoint(config: FineTuneConfig, folder: Path, epoch: int, label_names: list[str]) -> PreTrainedModel:
-    """The model as it was at the end of `epoch` of the run in `folder`."""
-    return load_model(
-        str(folder / checkpoint_path(epoch)),
-        task.NAME,
-        label_names=label_names,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def batches_of(part: str, config: FineTuneConfig, texts: Texts, accelerator: Accelerator) -> DataLoader:
+def batches_of(
+    part: str, config: FineTuneConfig, texts: Texts, model: PreTrainedModel, accelerator: Accelerator
+) -> DataLoader:
     """Batches of one part: shuffled by epoch for training, by length and prepared for everything else."""
     training = part == "train"
-    size = config.per_device_train_batch_size if training else config.per_device_eval_batch_size
-    loader = make_batches(texts.tokens[part], texts.tokenizer, size, shuffle=training, seed=config.seed)
+    loader = make_batches(
+        texts.tokens[part],
+        texts.tokenizer,
+        config.per_device_train_batch_size if training else config.per_device_eval_batch_size,
+        shuffle=training,
+        seed=config.seed,
+        token_rows=is_unpadded(model),
+    )
     return loader if training else accelerator.prepare(loader)
+
+
+def probe_batches(config: FineTuneConfig, texts: Texts, accelerator: Accelerator) -> tuple[Dataset, DataLoader]:
+    """The rows that features are taken from, one per example of the probe part, and their batches.
+
+    A question's features are those of its first window.
+    """
+    rows = texts.tokens["probe"]
+    if texts.data.task == "question-answering":
+        rows = rows.select(np.flatnonzero(np.array(rows["window"]) == 0))
+        rows = rows.remove_columns("index").add_column("index", np.arange(len(rows)))
+    loader = make_batches(rows, texts.tokenizer, config.per_device_eval_batch_size, shuffle=False)
+    return rows, accelerator.prepare(loader)

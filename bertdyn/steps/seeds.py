@@ -8,8 +8,8 @@ import pandas as pd
 from scipy import stats
 
 from bertdyn.steps.config import FineTuneConfig
+from bertdyn.steps.findings import ROW_NAMES
 from bertdyn.steps.fine_tune import FineTuneResult, fine_tune
-from bertdyn.steps.fine_tune_report import NAMES
 from bertdyn.tracking.tracker import Tracker
 
 
@@ -59,34 +59,37 @@ def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int
     for the mean over seeds, on this test part; what another test part would give is in each
     child's own interval over examples.
     """
+    score = "accuracy" if "accuracy" in table else "f1"
     lines = [
         f"## Fine-tuning `{config.model_name_or_path}` on `{config.dataset}`, seeds {config.seeds}",
         "",
-        "| | test accuracy, mean | 95 % interval (over seeds) | each seed | validation accuracy, mean |",
+        f"| | test {score}, mean | 95 % interval (over seeds) | each seed | validation {score}, mean |",
         "|---|---|---|---|---|",
     ]
     metrics: dict[str, float] = {}
-    for (state, baseline), name in NAMES.items():
+    for (state, baseline), name in ROW_NAMES.items():
         rows = table[(table["state"] == state) & (table["baseline"] == baseline)]
-        test = rows[rows["part"] == "test"]["accuracy"].to_numpy()
-        validation = rows[rows["part"] == "validation"]["accuracy"].mean()
+        if rows.empty:
+            continue
+        test = rows[rows["part"] == "test"][score].to_numpy()
+        validation = rows[rows["part"] == "validation"][score].mean()
         low, high = t_interval(test)
         each = ", ".join(f"{value:.3f}" for value in test)
         lines.append(f"| {name} | {test.mean():.3f} | {low:.3f} – {high:.3f} | {each} | {validation:.3f} |")
         if state == "best":
             metrics = {
-                "test/accuracy": float(test.mean()),
-                "test/accuracy_low": low,
-                "test/accuracy_high": high,
-                "test/accuracy_std": float(test.std(ddof=1)),
-                "best/accuracy": float(validation),
+                f"test/{score}": float(test.mean()),
+                f"test/{score}_low": low,
+                f"test/{score}_high": high,
+                f"test/{score}_std": float(test.std(ddof=1)),
+                f"best/{score}": float(validation),
             }
     lines += ["", "Each seed is a child run: " + ", ".join(f"seed {seed} {link}" for seed, link in links.items()) + "."]
     return "\n".join(lines), metrics
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean accuracy over seeds, by Student's t, within 0 and 1."""
+    """The 95 % interval of a mean score over seeds, by Student's t, within 0 and 1."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))

@@ -1,11 +1,14 @@
 """Text classification: loss, evaluation in the order of the examples, metrics and reports."""
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
@@ -14,12 +17,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 from sklearn.pipeline import make_pipeline
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from bertdyn.data.batching import Batch, model_inputs
-
-NAME = "classification"
-SELECTION_METRIC = "eval/accuracy"
+from bertdyn.errors import InputError
 
 
 class Predictions(NamedTuple):
@@ -41,44 +43,90 @@ class Predictions(NamedTuple):
         return softmax(self.logits.astype(np.float64), axis=1)
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of one batch."""
-    return model(**model_inputs(batch), labels=batch["labels"]).loss
+@dataclass(frozen=True)
+class Classification:
+    """One label a text: softmax over the classes."""
+
+    label_names: list[str]
+    class_weights: Tensor | None = None
+    """[classes], on the device of the model: the training loss weighs by them. Scores are never weighted."""
+
+    name = "classification"
+    selection_metric = "eval/accuracy"
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy of one batch; with class weights, weighted by those of its examples."""
+        logits = model(**model_inputs(batch)).logits.float()
+        return F.cross_entropy(logits, batch["labels"], self.class_weights)
+
+    @torch.inference_mode()
+    def predict(
+        self, accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], part: str = ""
+    ) -> Predictions:
+        """Logits and labels of all of `batches`, whatever their order, sorted by row index.
+
+        `batches` must have gone through `accelerator.prepare`; every process gets everything. Which
+        `part` they are of makes no difference here.
+        """
+        was_training = model.training
+        model.eval()
+        parts = []
+        for batch in batches:
+            with accelerator.autocast():
+                logits = model(**model_inputs(batch)).logits.float()
+            parts.append(accelerator.gather_for_metrics((batch["index"], logits, batch["labels"])))
+        model.train(was_training)
+        index, logits, labels = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        order = index.argsort()
+        return Predictions(logits[order], labels[order])
+
+    def metrics(self, predictions: Predictions, part: str = "") -> dict[str, float]:
+        """Loss, accuracy, macro and weighted F1, macro and weighted precision, macro recall."""
+        logits, labels = predictions
+        report = classification_report(labels, predictions.predicted, output_dict=True, zero_division=0)
+        nll = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
+        return {
+            "loss": float(nll.mean()),
+            "accuracy": float(accuracy_score(labels, predictions.predicted)),
+            "macro_f1": report["macro avg"]["f1-score"],
+            "weighted_f1": report["weighted avg"]["f1-score"],
+            "macro_precision": report["macro avg"]["precision"],
+            "weighted_precision": report["weighted avg"]["precision"],
+            "macro_recall": report["macro avg"]["recall"],
+        }
 
 
-@torch.inference_mode()
-def predict(accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch]) -> Predictions:
-    """Logits and labels of all of `batches`, whatever their order, sorted by row index.
+def weights_of_classes(option: str | None, labels: pd.Series, label_names: list[str]) -> Tensor | None:
+    """What `--class_weights` says: [classes], float32.
 
-    `batches` must have gone through `accelerator.prepare`; every process gets everything.
+    Parameters
+    ----------
+    option
+        None (all alike); `balanced`, inversely proportional to the class's share of `labels`, with mean 1
+        over the rows (scikit-learn's rule); or one positive number a class, in the order of `label_names`.
+    labels
+        Class ids of the train part.
+
+    Raises
+    ------
+    InputError
+        If `option` says something else.
     """
-    was_training = model.training
-    model.eval()
-    parts = []
-    for batch in batches:
-        with accelerator.autocast():
-            logits = model(**model_inputs(batch)).logits.float()
-        parts.append(accelerator.gather_for_metrics((batch["index"], logits, batch["labels"])))
-    model.train(was_training)
-    index, logits, labels = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    order = index.argsort()
-    return Predictions(logits[order], labels[order])
-
-
-def metrics(predictions: Predictions) -> dict[str, float]:
-    """Loss, accuracy, macro and weighted F1, macro and weighted precision, macro recall."""
-    logits, labels = predictions
-    report = classification_report(labels, predictions.predicted, output_dict=True, zero_division=0)
-    nll = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return {
-        "loss": float(nll.mean()),
-        "accuracy": float(accuracy_score(labels, predictions.predicted)),
-        "macro_f1": report["macro avg"]["f1-score"],
-        "weighted_f1": report["weighted avg"]["f1-score"],
-        "macro_precision": report["macro avg"]["precision"],
-        "weighted_precision": report["weighted avg"]["precision"],
-        "macro_recall": report["macro avg"]["recall"],
-    }
+    if option is None:
+        return None
+    if option == "balanced":
+        classes = np.arange(len(label_names))
+        return torch.tensor(compute_class_weight("balanced", classes=classes, y=labels.to_numpy())).float()
+    try:
+        weights = [float(weight) for weight in option.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != len(label_names) or not all(0 < weight < math.inf for weight in weights):
+        raise InputError(
+            f"--class_weights {option!r}: accepted are 'balanced' or {len(label_names)} numbers above 0, "
+            f"for {', '.join(label_names)}"
+        )
+    return torch.tensor(weights)
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:

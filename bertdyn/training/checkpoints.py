@@ -9,6 +9,7 @@ Every file is written under a temporary name and renamed. The training state is 
 epoch that it names is complete, and a resumed run goes on from there. No pickle is involved.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from bertdyn.training.selection import best_epoch
 
 MANIFEST = "checkpoints/manifest.json"
 TRAINING_STATE = "checkpoints/training_state.safetensors"
+WEIGHT = "weight"
+"""The slot of a parameter's own values in the training state, beside the optimiser's."""
 
 
 def checkpoint_path(epoch: int) -> str:
@@ -54,6 +57,9 @@ class Checkpoints(Listener):
         How many of the newest epochs stay besides epoch 0 and the best; -1 keeps all.
     log_spaced
         Also save the model after 1, 2, 4, … updates.
+    dtype
+        Of the saved weights. `epoch_000` is always exact, since distances from the start are measured from
+        it; with any other type than the model's own, the exact weights go into the training state, too.
     """
 
     def __init__(
@@ -68,33 +74,45 @@ class Checkpoints(Listener):
         metric: str,
         keep: int = -1,
         log_spaced: bool = False,
+        dtype: torch.dtype = torch.float32,
         saved: Callable[[str], None] = lambda path: None,
     ) -> None:
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         self.optimizer, self.scheduler, self.scaler = optimizer, scheduler, scaler
         self.metric, self.keep, self.log_spaced, self.saved = metric, keep, log_spaced, saved
+        self.dtype = dtype
         self.last_step = 0
 
     def on_step_end(self, progress: Progress, batch: Batch, loss: Tensor) -> None:
         step = progress.step
         if self.log_spaced and step > self.last_step and step.bit_count() == 1:
-            self._save_model(f"checkpoints/step_{step:06d}")
+            self._save_model(f"checkpoints/step_{step:06d}", self.dtype)
         self.last_step = step
 
     def on_epoch_end(self, progress: Progress) -> None:
-        self._save_model(checkpoint_path(progress.epoch))
+        exact = self.model.dtype
+        self._save_model(checkpoint_path(progress.epoch), self.dtype if progress.epoch else exact)
         self._write(MANIFEST, lambda path: path.write_text(json.dumps(self._manifest(progress), indent=1)))
         self._write(
             TRAINING_STATE,
-            lambda path: save_training_state(path, self.model, self.optimizer, self.scheduler, progress, self.scaler),
+            lambda path: save_training_state(
+                path,
+                self.model,
+                self.optimizer,
+                self.scheduler,
+                progress,
+                self.scaler,
+                with_weights=self.dtype != exact,
+            ),
         )
         if self.keep >= 0:
             self._remove_old(progress)
 
-    def _save_model(self, path: str) -> None:
+    def _save_model(self, path: str, dtype: torch.dtype) -> None:
         def write(target: Path) -> None:
+            model = self.model if dtype == self.model.dtype else copy.deepcopy(self.model).to(dtype)  # type: ignore[arg-type]
             # By default transformers writes the old names that a checkpoint was loaded from (LayerNorm.gamma).
-            self.model.save_pretrained(target, save_original_format=False)
+            model.save_pretrained(target, save_original_format=False)
             self.tokenizer.save_pretrained(target)
 
         self._write(path, write)
@@ -133,8 +151,13 @@ def save_training_state(
     scheduler: LRScheduler,
     progress: Progress,
     scaler: GradScaler | None = None,
+    *,
+    with_weights: bool = False,
 ) -> None:
-    """Write the optimiser's tensors by parameter name; progress, schedule and float16 scale in the metadata."""
+    """Write the optimiser's tensors by parameter name; progress, schedule and float16 scale in the metadata.
+
+    `with_weights` writes the model's parameters, too: for checkpoints that hold them rounded.
+    """
     names = _names_in_order(model, optimizer)
     state = optimizer.state_dict()
     tensors = {
@@ -143,6 +166,8 @@ def save_training_state(
         for slot, value in slots.items()
         if isinstance(value, Tensor)
     }
+    if with_weights:
+        tensors |= {f"{name}/{WEIGHT}": p.detach().contiguous() for name, p in model.named_parameters()}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
     schedule = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
     content = {
@@ -166,7 +191,7 @@ def load_training_state(
     scheduler: LRScheduler,
     scaler: GradScaler | None = None,
 ) -> None:
-    """Give optimiser, schedule and float16 scaler the state they had when `path` was written.
+    """Give optimiser, schedule, float16 scaler (and weights, if `path` has them) the state they had then.
 
     Raises
     ------
@@ -181,7 +206,10 @@ def load_training_state(
         name, _, slot = key.rpartition("/")
         if name not in index_of:
             raise InputError(f"{path} is the state of another model: it has a parameter {name!r}")
-        slots.setdefault(index_of[name], {})[slot] = tensor
+        if slot == WEIGHT:
+            model.get_parameter(name).data.copy_(tensor)
+        else:
+            slots.setdefault(index_of[name], {})[slot] = tensor
     groups = [
         new | {"params": old["params"]}
         for new, old in zip(metadata["param_groups"], state["param_groups"], strict=True)

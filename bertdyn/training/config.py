@@ -5,6 +5,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Optional
 
 from transformers.hf_argparser import HfArg
 
@@ -13,6 +14,8 @@ from bertdyn.errors import InputError
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULERS = ("linear", "cosine", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
+CHECKPOINT_DTYPES = ("float32", "bfloat16", "float16")
+UNPADDED = ("auto", "true", "false")
 
 
 @dataclass
@@ -31,6 +34,16 @@ class TrainingConfig:
     warmup_ratio: float = HfArg(default=0.1, help="Share of all updates in which the learning rate rises from 0.")
     max_grad_norm: float = HfArg(default=1.0, help="Gradients are clipped to this global norm; 0: no clipping.")
     mixed_precision: str = HfArg(default="no", help="no (float32), bf16 or fp16; weights stay float32.")
+    unpadded: str = HfArg(
+        default="auto",
+        help="Compute no padding: same logits and gradients, less work. auto: wherever the model can (all families "
+        "but FlauBERT); true: refuse a model that cannot; false: compute the padding, too.",
+    )
+    class_weights: Optional[str] = HfArg(
+        default=None,
+        help="Weights of the classes in the training loss: 'balanced' (rare classes count more), or one number a "
+        "class: '1,2.5'. Default: all alike. Scores are never weighted.",
+    )
     seed: int = HfArg(default=0, help="Seed of the new weights, the order of batches and dropout.")
     early_stopping_patience: int = HfArg(
         default=0, help="Stop after so many epochs without a better validation score; 0: never."
@@ -38,6 +51,11 @@ class TrainingConfig:
     keep_checkpoints: int = HfArg(
         default=-1,
         help="How many of the newest epochs' checkpoints stay, besides epoch_000 and the best; -1: all.",
+    )
+    checkpoint_dtype: str = HfArg(
+        default="float32",
+        help="float32, bfloat16 or float16: type of the weights in checkpoints from epoch 1 on. The half types take "
+        "half the disk; resuming stays exact, and the scores are those of the rounded best checkpoint.",
     )
     log_spaced_checkpoints: bool = HfArg(
         default=False, help="Also keep the model after 1, 2, 4, 8, … updates (checkpoints/step_000004)."
@@ -48,6 +66,8 @@ class TrainingConfig:
             ("optimizer", OPTIMIZERS),
             ("lr_scheduler_type", SCHEDULERS),
             ("mixed_precision", PRECISIONS),
+            ("checkpoint_dtype", CHECKPOINT_DTYPES),
+            ("unpadded", UNPADDED),
         ):
             if getattr(self, name) not in accepted:
                 raise InputError(f"--{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")

@@ -8,7 +8,8 @@ Gradient norms are accumulated on the device: nothing is synchronised until the 
 the norms themselves are those that clipping needs anyway.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from bertdyn.models.anatomy import places
 from bertdyn.training.loop import Listener, Progress
+from bertdyn.training.snapshots import Snapshot, norms
 
 MAX_LAYERS_AS_SCALARS = 24
 
@@ -34,20 +36,24 @@ class Dynamics(Listener):
         Parameter name → the weights of epoch 0; None takes those of `model` now.
     table
         Rows of earlier epochs, when a run is resumed.
+    folder
+        Where two unnamed files hold the weights of epoch 0 and of the epoch's start; default: the system's
+        temporary folder.
     """
 
     def __init__(
-        self, model: PreTrainedModel, initial: Mapping[str, Tensor] | None = None, table: pd.DataFrame | None = None
+        self,
+        model: PreTrainedModel,
+        initial: Mapping[str, Tensor] | None = None,
+        table: pd.DataFrame | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = [p for _, p in model.named_parameters()]
         self.places = places(model)
-        self.initial = [
-            p.detach().clone() if initial is None else initial[name].to(p.device)
-            for name, p in model.named_parameters()
-        ]
+        weights = self.parameters if initial is None else [initial[name] for name in self.names]
+        self.initial, self.previous = (Snapshot(weights, folder) for _ in range(2))
         self.table = table if table is not None else pd.DataFrame()
-        self.previous: list[Tensor] = self.initial
         self._reset()
 
     def _reset(self) -> None:
@@ -57,7 +63,7 @@ class Dynamics(Listener):
 
     def on_epoch_start(self, progress: Progress) -> None:
         self._reset()
-        self.previous = [p.detach().clone() for p in self.parameters]
+        self.previous.take(self.parameters)
 
     def on_gradients(self, progress: Progress, norms: Tensor) -> None:
         finite = norms.isfinite().all()  # float16 gradients that overflowed lead to no update
@@ -74,20 +80,22 @@ class Dynamics(Listener):
 
     @torch.no_grad()
     def _rows(self, epoch: int) -> pd.DataFrame:
-        weights = [p.detach() for p in self.parameters]
+        weights = self.parameters
+        distance_from_init, _ = self.initial.compare(weights)
+        update_norm, previous_norm = self.previous.compare(weights)
         measured = torch.stack(
             [
-                _norms(weights),
-                torch.stack([(w == 0).double().mean() for w in weights]),
-                _norms(w - i for w, i in zip(weights, self.initial, strict=True)),
-                _norms(w - p for w, p in zip(weights, self.previous, strict=True)),
-                _norms(self.previous),
+                norms(weights),
+                torch.stack([(w.numel() - w.count_nonzero()).double() / w.numel() for w in weights]),
+                distance_from_init,
+                update_norm,
+                previous_norm,
                 self.sum.double() / self.updates,
                 self.max.double(),
                 (self.sum_of_squares.double() / self.updates).sqrt(),
             ]
         ).cpu()
-        norm, sparsity, distance, update, previous_norm, mean, maximum, rms = measured.numpy()
+        norm, sparsity, distance, update, previous, mean, maximum, rms = measured.numpy()
         if epoch == 0:  # nothing was updated yet
             update, mean, maximum, rms = np.full((4, len(weights)), np.nan)
         return pd.DataFrame(
@@ -102,18 +110,13 @@ class Dynamics(Listener):
                 "sparsity": sparsity,
                 "distance_from_init": distance,
                 "update_norm": update,
-                "relative_update": update / np.where(previous_norm > 0, previous_norm, np.nan),
-                "previous_norm": previous_norm,
+                "relative_update": update / np.where(previous > 0, previous, np.nan),
+                "previous_norm": previous,
                 "grad_norm_mean": mean,
                 "grad_norm_max": maximum,
                 "grad_norm_rms": rms,
             }
         )
-
-
-def _norms(tensors: Iterable[Tensor]) -> Tensor:
-    # float32 sums lose 5e-4 of the norm of an embedding table, more than an epoch changes it.
-    return torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors])
 
 
 def by_group(rows: pd.DataFrame) -> pd.DataFrame:

@@ -140,6 +140,40 @@ def test_interrupted_between_any_two_writes_it_ends_the_same(checkpoints, tmp_pa
         shutil.rmtree(folder)
 
 
+def test_half_checkpoints_resume_exactly(checkpoints, tmp_path):
+    """Rounded on disk, exact in the training state: a resumed training is the uninterrupted one."""
+    config = FineTuneConfig(
+        model_name_or_path=str(checkpoints["distilbert"]), num_train_epochs=2, checkpoint_dtype="bfloat16", **SMALL
+    )
+    whole = _Breaks(tmp_path / "whole", at=0)
+    fine_tune(config, whole)
+    at = whole.published.index(TRAINING_STATE, whole.published.index(TRAINING_STATE) + 1) + 2  # epoch 1 is complete
+    with pytest.raises(_Interrupted):
+        fine_tune(config, _Breaks(tmp_path / "cut", at))
+    assert not (tmp_path / "cut/checkpoints/epoch_002").exists()
+    fine_tune(dataclasses.replace(config, resume_run_id="this one"), Tracker(tmp_path / "cut"))
+    assert _content(tmp_path / "cut") == _content(tmp_path / "whole")
+    exact = load_file(tmp_path / "whole" / TRAINING_STATE)
+    for epoch, dtype in ((0, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16)):
+        kept = load_file(tmp_path / f"whole/checkpoints/epoch_00{epoch}/model.safetensors")
+        assert {tensor.dtype for tensor in kept.values()} == {dtype}
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"whole/checkpoints/epoch_00{epoch}")
+        assert model.dtype == dtype
+    assert all(torch.equal(kept[name], exact[f"{name}/weight"].bfloat16()) for name in kept)
+
+
+def test_class_weights_reach_the_training(checkpoints, tmp_path):
+    def weights(folder: str, option: str | None) -> bytes:
+        config = FineTuneConfig(
+            model_name_or_path=str(checkpoints["bert"]), num_train_epochs=1, class_weights=option, **SMALL
+        )
+        fine_tune(config, Tracker(tmp_path / folder))
+        return (tmp_path / folder / "checkpoints/epoch_001/model.safetensors").read_bytes()
+
+    assert weights("none", None) == weights("even", "1,1")
+    assert weights("even", "1,1") != weights("uneven", "1,20")
+
+
 def _content(folder):
     """Everything that must not depend on interruptions: weights, features, optimiser, metrics but for times."""
     files = sorted([*folder.glob("checkpoints/*/model.safetensors"), *folder.glob("features/*/*/*.npy")])

@@ -7,13 +7,16 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertdyn.data.batching import make_batches
+from bertdyn.errors import InputError
 from bertdyn.tasks import classification as task
+
+TASK = task.Classification(["a", "b", "c"])
 
 
 def test_metrics_against_numbers_done_by_hand():
     logits = np.log(np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]))
     labels = np.array([0, 1, 1, 2])
-    found = task.metrics(task.Predictions(logits, labels))
+    found = TASK.metrics(task.Predictions(logits, labels))
     assert found["loss"] == pytest.approx(-np.log([0.8, 0.3, 0.5, 0.4]).mean())
     assert found["accuracy"] == 0.75
     # class 0: p 1/2, r 1, f 2/3; class 1: p 1, r 1/2, f 2/3; class 2: 1, 1, 1
@@ -56,10 +59,33 @@ def test_prediction_order_is_that_of_the_examples(checkpoints):
     )
     accelerator = Accelerator(cpu=True)
     batches = accelerator.prepare(make_batches(rows, tokenizer, 2, shuffle=False))
-    found = task.predict(accelerator, model, batches)
+    found = TASK.predict(accelerator, model, batches)
     assert model.training
     model.eval()
     with torch.inference_mode():
         alone = torch.cat([model(torch.tensor([i])).logits for i in ids]).numpy()
     np.testing.assert_allclose(found.logits, alone, atol=1e-5)
     assert found.labels.tolist() == [1, 0, 1, 0, 1]
+
+
+def test_class_weights_balance_the_loss(checkpoints):
+    """With balanced weights, two classes of any frequency count the same."""
+    labels = pd.Series([0] * 9 + [1])
+    weights = task.weights_of_classes("balanced", labels, ["a", "b"])
+    assert weights.tolist() == pytest.approx([10 / 18, 10 / 2])
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints["bert"]).eval()
+    ids = torch.arange(40).reshape(10, 4) % model.config.vocab_size
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor(labels.tolist())}
+    plain = task.Classification(["a", "b"]).loss
+    mean_of_classes = (
+        plain(model, {k: v[:9] for k, v in batch.items()}) + plain(model, {k: v[9:] for k, v in batch.items()})
+    ) / 2
+    torch.testing.assert_close(task.Classification(["a", "b"], weights).loss(model, batch), mean_of_classes)
+    assert task.weights_of_classes("1,3", labels, ["a", "b"]).tolist() == [1, 3]
+    assert task.weights_of_classes(None, labels, ["a", "b"]) is None
+
+
+@pytest.mark.parametrize("option", ["1", "1,2,3", "1,0", "1,nan", "even", ""])
+def test_class_weights_that_are_none(option):
+    with pytest.raises(InputError, match="accepted are 'balanced' or 2 numbers above 0, for a, b"):
+        task.weights_of_classes(option, pd.Series([0, 1]), ["a", "b"])

@@ -1,0 +1,240 @@
+"""No padding computed: a batch stays padded outside, inside the encoder only its real tokens exist.
+
+    input_ids [batch, seq] → embeddings, as they are → packed [1, tokens, hidden]
+        → every layer: linear parts on real tokens, attention within each text
+        → first tokens [batch, 1, hidden] for a classification head, else back to [batch, seq, hidden]
+
+A classification head reads first tokens only, so that behind the last layer's attention no other is computed
+either (in families whose layer has a seam there: BERT, RoBERTa, CamemBERT and the embedding variants).
+
+Logits and gradients are those of the padded model. Hooks on the model do it, through the public attention
+interface of transformers; no class of any family is touched, and nothing of it is saved with the model.
+A call that asks for hidden states or attentions runs padded: those are recorded inside the encoder.
+
+Where attention runs: on a GPU as one variable-length call over jagged tensors (flash attention in half
+precision, memory-efficient attention in float32); on a CPU, whose kernels know no such thing, queries, keys
+and values alone are padded for it, a few texts of similar length at a time.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from bertdyn.errors import InputError
+from bertdyn.models.anatomy import anatomy_of
+from bertdyn.models.loading import HEADS
+
+NAME = "bertdyn_unpadded"
+TEXTS_IN_A_BLOCK = 8
+"""Texts that a CPU's attention pads to one length; measured best on GLUE SST-2 among 4, 8, 16 and the whole batch."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the real tokens of one batch lie. The packed order of the texts may be another than the batch's."""
+
+    rows: Tensor
+    """[tokens]: position of each packed token in the flattened batch."""
+    offsets: Tensor
+    """[batch + 1]: the text that was packed i-th is `offsets[i]:offsets[i + 1]` of the packed tokens."""
+    firsts: Tensor
+    """[batch]: packed position of the first token of each text, in the order of the batch."""
+    shape: tuple[int, int]
+    """(batch, seq) of the padded batch."""
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[batch, seq, …] → [tokens, …]"""
+        return padded.flatten(0, 1).index_select(0, self.rows)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """[tokens, …] → [batch, seq, …], zero at padding."""
+        batch, seq = self.shape
+        padded = packed.new_zeros(batch * seq, *packed.shape[1:])
+        return padded.index_copy(0, self.rows, packed).unflatten(0, (batch, seq))
+
+    @cached_property
+    def blocks(self) -> "list[Block]":
+        """Neighbouring texts to be padded together; read on the host, so for packings on a CPU only."""
+        bounds = self.offsets.tolist()
+        blocks = []
+        for start in range(0, len(bounds) - 1, TEXTS_IN_A_BLOCK):
+            own = torch.tensor(bounds[start : start + TEXTS_IN_A_BLOCK + 1])
+            lengths = own.diff()
+            mask = torch.arange(int(lengths.max())) < lengths[:, None]
+            blocks.append(Block(slice(int(own[0]), int(own[-1])), mask, mask.flatten().nonzero().squeeze(1)))
+        return blocks
+
+
+class Block(NamedTuple):
+    """Some texts of a packing, for kernels that know padded batches only."""
+
+    tokens: slice
+    """Their packed tokens."""
+    mask: Tensor
+    """[texts, longest], true at real tokens."""
+    rows: Tensor
+    """[tokens]: position of each in the flattened mask."""
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """[tokens, …] → [texts, longest, …], zero at padding."""
+        padded = tokens.new_zeros(self.mask.numel(), *tokens.shape[1:])
+        return padded.index_copy(0, self.rows, tokens).unflatten(0, self.mask.shape)
+
+
+def packing_of(attention_mask: Tensor, token_rows: Tensor | None = None) -> Packing:
+    """The packing of a batch with `attention_mask` [batch, seq].
+
+    `token_rows` [tokens] are the positions of its ones in the flattened mask. Their number is the size of
+    everything that follows, so that finding them here makes the host wait for a GPU; the collator knows them.
+    On a CPU, the longest texts are packed first: neighbours in a block then have similar lengths.
+    """
+    mask = attention_mask.bool()
+    batch, seq = mask.shape
+    lengths = mask.sum(dim=1)
+    if mask.device.type == "cpu":
+        order = lengths.argsort(descending=True, stable=True)
+        text, position = mask[order].nonzero(as_tuple=True)
+        rows = order[text] * seq + position
+        offsets = F.pad(lengths[order].cumsum(0), (1, 0))
+        firsts = torch.empty_like(order).index_copy_(0, order, offsets[:-1])
+    else:
+        rows = mask.flatten().nonzero().squeeze(1) if token_rows is None else token_rows
+        offsets = F.pad(lengths.cumsum(0), (1, 0))
+        firsts = offsets[:-1]
+    return Packing(rows, offsets, firsts, (batch, seq))
+
+
+def can_run_unpadded(model: PreTrainedModel) -> bool:
+    """Whether the family of `model` has one encoder stack with an exchangeable attention (FlauBERT has not)."""
+    return anatomy_of(model).stack is not None
+
+
+def is_unpadded(model: PreTrainedModel) -> bool:
+    """Whether `run_unpadded` was called on `model`."""
+    return model.config._attn_implementation == NAME
+
+
+def run_unpadded(model: PreTrainedModel) -> None:
+    """Make `model` compute no padding from now on; its forward then accepts `token_rows`, too.
+
+    Raises
+    ------
+    InputError
+        If its family cannot.
+    """
+    anatomy = anatomy_of(model)
+    stack = anatomy.stack
+    if stack is None:
+        raise InputError(f"--unpadded true: model family {model.config.model_type!r} computes with padding only")
+    model.set_attn_implementation(NAME)
+    firsts_only = HEADS["classification"] in type(model).__name__
+    last = anatomy.last_attention_output if firsts_only else None
+    hooks = _Hooks(firsts_only, drops_unread=last is not None)
+    model.register_forward_pre_hook(hooks.start, with_kwargs=True)
+    stack.register_forward_pre_hook(hooks.pack, with_kwargs=True)
+    stack.register_forward_hook(hooks.unpack)
+    model.register_forward_hook(hooks.stop, always_call=True)
+    if last is not None:
+        last.register_forward_pre_hook(hooks.drop_unread)
+
+
+class _Hooks:
+    """What the hooks of one model share: the packing of the batch that is in it."""
+
+    def __init__(self, firsts_only: bool, drops_unread: bool) -> None:
+        self.firsts_only, self.drops_unread = firsts_only, drops_unread
+        self.packing: Packing | None = None
+
+    def start(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        token_rows = kwargs.pop("token_rows", None)
+        recorded = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        if kwargs.get("attention_mask") is not None and not recorded:
+            self.packing = packing_of(kwargs["attention_mask"], token_rows)
+        return args, kwargs
+
+    def pack(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self.packing is None:
+            return None
+        # Some families pass hidden states by position, some by name, and so the mask.
+        arguments = kwargs | dict(zip(("hidden_states", "attention_mask"), args, strict=False))
+        arguments["hidden_states"] = self.packing.pack(arguments["hidden_states"])[None]
+        arguments["attention_mask"] = self.packing
+        return (), arguments
+
+    def drop_unread(self, module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, ...] | None:
+        """Behind its attention, the last layer computes only the tokens that the head reads."""
+        if self.packing is None:
+            return None
+        return tuple(tokens.index_select(1, self.packing.firsts) for tokens in args)
+
+    def unpack(self, stack: nn.Module, args: tuple, output: Any) -> Any:
+        if self.packing is None:
+            return None
+        packed = output.last_hidden_state[0]
+        if self.firsts_only:
+            firsts = packed if self.drops_unread else packed.index_select(0, self.packing.firsts)
+            output.last_hidden_state = firsts[:, None]
+        else:
+            output.last_hidden_state = self.packing.unpack(packed)
+        return output
+
+    def stop(self, model: nn.Module, args: tuple, output: Any) -> None:
+        self.packing = None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Packing | Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each text: [1, heads, tokens, head size] → [1, tokens, heads, head size]."""
+    if not isinstance(attention_mask, Packing):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    attend = _jagged_attention if query.is_cuda else _padded_attention
+    # [tokens, heads, head size] each
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    return attend(q, k, v, attention_mask, dropout, scaling)[None], None
+
+
+def _jagged_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, scaling: float | None
+) -> Tensor:
+    def texts(tokens: Tensor) -> Tensor:  # [batch, heads, (its length), head size]
+        # The bounds are given so that nothing asks the GPU for them.
+        jagged = torch.nested.nested_tensor_from_jagged(
+            tokens, packing.offsets, min_seqlen=1, max_seqlen=packing.shape[1]
+        )
+        return jagged.transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(texts(query), texts(key), texts(value), dropout_p=dropout, scale=scaling)
+    return context.transpose(1, 2).values()
+
+
+def _padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, scaling: float | None
+) -> Tensor:
+    contexts = []
+    for block in packing.blocks:
+        q, k, v = (block.pad(tokens[block.tokens]).transpose(1, 2) for tokens in (query, key, value))
+        context = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=block.mask[:, None, None], dropout_p=dropout, scale=scaling
+        )
+        contexts.append(context.transpose(1, 2).flatten(0, 1).index_select(0, block.rows))
+    return torch.cat(contexts)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,30 @@
+"""What the training core needs to know of a task."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from bertdyn.data.batching import Batch
+
+
+class Task(Protocol):
+    """A head, a loss, and how outputs become predictions and scores."""
+
+    @property
+    def name(self) -> str:
+        """A key of `bertdyn.models.loading.AUTO_CLASSES`."""
+
+    @property
+    def selection_metric(self) -> str:
+        """The metric, higher is better, by which the best epoch is chosen: `eval/<one of metrics>`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of one batch, a mean over its examples."""
+
+    def predict(self, accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], part: str) -> Any:
+        """What `model` says of `part`, in the order of its examples; the same in every process."""
+
+    def metrics(self, predictions: Any, part: str) -> dict[str, float]:
+        """The scores of `predictions`, the mean `loss` among them."""
