@@ -8,9 +8,9 @@ from bertdyn.steps.config import FineTuneConfig
 from entrypoints.command import open_tracker, parse, run
 
 DESCRIPTION = (
-    "Fine-tune an encoder on text classification, or on SQuAD 2.0 (--dataset squad_v2). Every epoch's checkpoint, parameter and gradient norms and "
-    "pooled features are kept in an MLflow run, from before the first step on. The run id that is printed at the "
-    "end is how later commands find it all."
+    "Fine-tune an encoder on text classification, or on SQuAD 2.0 (--dataset squad_v2). Every epoch's checkpoint, "
+    "parameter and gradient norms and pooled features are kept in an MLflow run, from before the first step on. The "
+    "run id that is printed at the end is how later commands find it all."
 )
 
 
