@@ -122,14 +122,11 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         sequences = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
-        # Positions of answers count from the first token, so these are padded behind the last, whatever the tokenizer's
-        # side; BERT's families, whose positions are absolute, are padded there anyhow.
-        side = "right" if "start_position" in rows[0] else self.tokenizer.padding_side
         padded = pad_without_fast_tokenizer_warning(
             self.tokenizer,
             {name: [row[name] for row in rows] for name in sequences},
             padding=True,
-            padding_side=side,
+            padding_side="right",  # whatever the tokenizer says: heads and positions count from the first token
             return_attention_mask=True,
             return_tensors="pt",
         )

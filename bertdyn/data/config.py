@@ -16,6 +16,7 @@ from bertdyn.errors import InputError
 
 MIN_LENGTH = 3  # one word between the two special tokens
 MIN_QA_ROOM = 5  # beside the overlap: three special tokens, one of the question, one that is new in the window
+DEFAULT_DOC_STRIDE = 128
 DEFAULT_LENGTHS = {"classification": 128, "question-answering": 384}
 
 
@@ -57,7 +58,7 @@ class DataConfig:
         f"split into windows. At least {MIN_LENGTH}. Default: 128; 384 for squad_v2.",
     )
     doc_stride: int = HfArg(
-        default=128,
+        default=DEFAULT_DOC_STRIDE,
         help="squad_v2: tokens that a window of a long text shares with the window before it, at least 0.",
     )
     max_train_samples: int | None = HfArg(
@@ -100,6 +101,8 @@ class DataConfig:
             raise InputError(f"--max_length {self.max_length}: no room for a word; accepted: {MIN_LENGTH} or more")
         if self.doc_stride < 0:
             raise InputError(f"--doc_stride {self.doc_stride}: negative; accepted: 0 or more")
+        if self.task != "question-answering" and self.doc_stride != DEFAULT_DOC_STRIDE:
+            raise InputError(f"--doc_stride {self.doc_stride}: {self.dataset!r} has no windows; accepted with squad_v2")
         if self.task == "question-answering" and self.doc_stride > self.max_length - MIN_QA_ROOM:
             raise InputError(
                 f"--doc_stride {self.doc_stride}: leaves no room in windows of --max_length {self.max_length} tokens; "

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bertdyn.data.config import DataConfig
 from bertdyn.data.files import SUFFIXES
-from bertdyn.data.parts import carve, drop_repeats, subset
+from bertdyn.data.parts import carve, count_labels, drop_repeats, subset
 from bertdyn.data.reading import read_splits
 from bertdyn.data.squad import load_squad
 from bertdyn.data.text_data import PARTS, TextData, fingerprint_parts
@@ -50,7 +50,7 @@ def load_data(config: DataConfig) -> TextData:
     _check_classes(whole, label_names, source)
     parts = {part: subset(whole[part], config.max_samples(part), config.data_seed) for part in PARTS}
     _check_subset(whole, parts, label_names, config.data_seed)
-    counts = {part: _count(parts[part], label_names) for part in PARTS}
+    counts = {part: count_labels(parts[part], label_names) for part in PARTS}
     report = {
         "dataset": config.dataset,
         "source": source,
@@ -111,8 +111,3 @@ def _check_subset(
             f"left, and a class that is never trained cannot be scored"
         )
     raise InputError(f"--max_train_samples {len(train)}: {problem}; accepted: {least} or more")
-
-
-def _count(frame: pd.DataFrame, label_names: list[str]) -> dict[str, int]:
-    rows = frame["label"].value_counts()
-    return {name: int(rows.get(number, 0)) for number, name in enumerate(label_names)}

@@ -101,3 +101,9 @@ def carve(
 def subset(frame: pd.DataFrame, limit: int | None, data_seed: int) -> pd.DataFrame:
     """The first `limit` rows (all if None) of a part in its seeded order."""
     return by_rank(frame, data_seed, "subset").head(limit if limit is not None else len(frame))
+
+
+def count_labels(frame: pd.DataFrame, label_names: list[str]) -> dict[str, int]:
+    """Label name → rows, 0 included."""
+    rows = frame["label"].value_counts()
+    return {name: int(rows.get(number, 0)) for number, name in enumerate(label_names)}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bertdyn.data.config import DataConfig
-from bertdyn.data.parts import PRIORITY, by_rank, subset
+from bertdyn.data.parts import PRIORITY, by_rank, count_labels, subset
 from bertdyn.data.reading import FILE_FLAGS, refuse_flags
 from bertdyn.data.sources import find_folder
 from bertdyn.data.text_data import PARTS, TextData, fingerprint_parts
@@ -90,7 +90,7 @@ def load_squad(config: DataConfig) -> TextData:
                 f"{folder}: no question is left for the {part} part; accepted: articles of more than one context"
             )
     parts = {part: subset(complete[part], config.max_samples(part), config.data_seed) for part in PARTS}
-    counts = {part: _count(parts[part]) for part in PARTS}
+    counts = {part: count_labels(parts[part], LABEL_NAMES) for part in PARTS}
     held_out = f"half of the contexts of {len(division.held_out)} articles, by data_seed"
     report: dict[str, Any] = {
         "dataset": config.dataset,
@@ -136,7 +136,7 @@ def read_squad(path: Path) -> pd.DataFrame:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as JSON ({reason}); accepted: {LAYOUT}") from None
     rows: list[dict[str, Any]] = []
@@ -209,6 +209,8 @@ def _field(record: Any, name: str, kind: type, where: str) -> Any:
     value = record[name]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"{where}: '{name}' is {str(value)[:60]!r}, no {kind.__name__}; accepted: {LAYOUT}")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{where}: '{name}' holds half a surrogate pair, which is no text; accepted: {LAYOUT}")
     return value
 
 
@@ -277,8 +279,3 @@ def _parts(whole: pd.DataFrame, division: Division, data_seed: int) -> tuple[dic
         seen.update(parts[name]["text_pair"])
         parts[name] = parts[name][~repeated]
     return parts, dropped
-
-
-def _count(frame: pd.DataFrame) -> dict[str, int]:
-    rows = frame["label"].value_counts()
-    return {name: int(rows.get(number, 0)) for number, name in enumerate(LABEL_NAMES)}

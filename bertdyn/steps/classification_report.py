@@ -26,6 +26,7 @@ def classification_outcome(found: Findings, title: str) -> Outcome:
             "class_report": classification.class_report(test, labels),
             "confusion": confusion,
         },
+        records={},
         figures={"confusion_matrix": confusion_figure(confusion, labels, f"Test part, epoch {found.best}: {title}")},
         final=final_metrics(found, scores, baselines),
         headline=headline(scores),
@@ -74,10 +75,11 @@ def predictions_table(found: Findings) -> pd.DataFrame:
 
 def final_metrics(found: Findings, scores: pd.DataFrame, baselines: Baselines) -> dict[str, float]:
     """The scalars by which runs are compared: `best/…`, `test/…` and the baselines on the test part."""
-    final = scores[(scores["part"] == "test") & (scores["state"] == "best")].iloc[0]
+    rows = scores[scores["state"] == "best"].set_index("part")
+    final = rows.loc["test"]
     measured = ("loss", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "weighted_f1")
     return (
-        {"best/epoch": found.best, "best/accuracy": found.history[found.best][found.task.selection_metric]}
+        {"best/epoch": found.best, "best/accuracy": float(rows.at["validation", "accuracy"])}
         | {f"test/{name}": float(final[name]) for name in measured}
         | {f"test/baseline_{name}": accuracy["test"] for name, accuracy in baselines.items()}
     )

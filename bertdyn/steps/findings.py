@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
     """One row per part, state and baseline."""
     tables: dict[str, pd.DataFrame]
     """Further tables by name."""
+    records: dict[str, Any]
+    """Contents of JSON files by name."""
     figures: dict[str, Figure]
     final: dict[str, float]
     """The scalars by which runs are compared: `best/…`, `test/…`."""

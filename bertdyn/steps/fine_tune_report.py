@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from bertdyn.data.text_data import TextData
 from bertdyn.features.store import FeatureStore
+from bertdyn.files import write_json
 from bertdyn.geometry.pca import fixed_basis
 from bertdyn.plots.features import pca_grid
 from bertdyn.plots.training import component_curves, dynamics_heatmaps, training_curves
@@ -27,6 +28,9 @@ def write_report(found: Findings, tracker: Tracker) -> tuple[Outcome, str]:
     history = pd.DataFrame(found.history).rename_axis("epoch").reset_index()
     for name, table in {"scores": outcome.scores, "history": history, **outcome.tables}.items():
         tracker.log_table(table, name)
+    for name, record in outcome.records.items():
+        write_json(tracker.folder / f"{name}.json", record)
+        tracker.publish(f"{name}.json")
     figures = {
         "training_curves": training_curves(history, outcome.curves, outcome.baselines, found.best, title),
         "dynamics_by_layer": dynamics_heatmaps(by_group(found.dynamics), f"What moved, by layer and epoch: {title}"),

@@ -193,7 +193,8 @@ def probe_batches(config: FineTuneConfig, texts: Texts, accelerator: Accelerator
     """
     rows = texts.tokens["probe"]
     if texts.data.task == "question-answering":
-        rows = rows.select(np.flatnonzero(np.array(rows["window"]) == 0))
+        # A table of its own: `select` would write into the folder of the cache entry, which then looked damaged.
+        rows = Dataset(rows.with_format("arrow")[np.flatnonzero(np.array(rows["window"]) == 0)])
         rows = rows.remove_columns("index").add_column("index", np.arange(len(rows)))
     loader = make_batches(rows, texts.tokenizer, config.per_device_eval_batch_size, shuffle=False)
     return rows, accelerator.prepare(loader)

@@ -4,8 +4,8 @@ import pandas as pd
 
 from bertdyn.plots.question_answering import threshold_figure
 from bertdyn.steps.findings import ROW_NAMES, Findings, Outcome
-from bertdyn.tasks.question_answering import Answers, QuestionAnswering, baselines
-from bertdyn.tasks.squad_metric import answer_scores
+from bertdyn.tasks.question_answering import Answers, QuestionAnswering, baselines, official_predictions
+from bertdyn.tasks.squad_metric import answer_scores, squad_scores
 
 SCORED = ("validation", "test")
 CURVES = {"f1": "F1", "has_ans_f1": "F1, answerable", "no_ans_f1": "F1, unanswerable"}
@@ -21,6 +21,9 @@ def question_answering_outcome(found: Findings, title: str) -> Outcome:
         for state in ("best", "pretrained")
     }
     scores = score_table(found, task, thresholds)
+    predictions = official_predictions(found.predictions["test", "best"], thresholds["best"])
+    questions = found.data.parts["test"]
+    golds = dict(zip(questions["example_id"], questions["answers"], strict=True))
     curve = pd.concat(
         [task.threshold_curve(found.predictions[part, "best"], part).assign(part=part) for part in SCORED],
         ignore_index=True,
@@ -28,9 +31,10 @@ def question_answering_outcome(found: Findings, title: str) -> Outcome:
     return Outcome(
         scores=scores,
         tables={"predictions": predictions_table(found, thresholds["best"]), "threshold_curve": curve},
+        records={"squad_predictions": predictions, "squad_scores": squad_scores(predictions, golds)},
         figures={"null_threshold": threshold_figure(curve, thresholds["best"], f"Epoch {found.best}: {title}")},
         final=final_metrics(found, scores, thresholds["best"]),
-        headline=headline(scores, thresholds["best"]),
+        headline=headline(scores, thresholds["best"], task.max_answer_length),
         curves={f"eval/{name}": title for name, title in CURVES.items() if f"eval/{name}" in found.history[0]},
         baselines={name: row["f1"] for name, row in baselines(found.data.parts["validation"]).items()},
     )
@@ -76,20 +80,19 @@ def predictions_table(found: Findings, threshold: float) -> pd.DataFrame:
 
 def final_metrics(found: Findings, scores: pd.DataFrame, threshold: float) -> dict[str, float]:
     """The scalars by which runs are compared: `best/…`, `test/…` and the baseline on the test part."""
-    test = scores[scores["part"] == "test"].set_index(["state", "baseline"])
-    measured = [name for name in ("loss", *COLUMNS, "f1_low", "f1_high") if name in test]
-    return (
-        {
-            "best/epoch": found.best,
-            "best/f1": found.history[found.best][found.task.selection_metric],
-            "best/null_threshold": threshold,
-        }
-        | {f"test/{name}": float(test.at[("best", "none"), name]) for name in measured}
-        | {"test/baseline_always_null": float(test.at[("none", "always_null"), "f1"])}
-    )
+    rows = scores.set_index(["part", "state"])
+    test = rows.loc["test", "best"]
+    measured = [name for name in ("loss", *COLUMNS, "f1_low", "f1_high") if name in rows and pd.notna(test[name])]
+    return {
+        "best/epoch": found.best,
+        "best/f1": float(rows.at[("validation", "best"), "f1"]),
+        "best/null_threshold": threshold,
+        **{f"test/{name}": float(test[name]) for name in measured},
+        "test/baseline_always_null": float(rows.at[("test", "none"), "f1"]),
+    }
 
 
-def headline(scores: pd.DataFrame, threshold: float) -> list[str]:
+def headline(scores: pd.DataFrame, threshold: float, max_answer_length: int) -> list[str]:
     """Scores on the test part beside the baseline, as a Markdown table, in percent as the field writes them."""
     columns = {name: title for name, title in COLUMNS.items() if name in scores}
     lines = [
@@ -108,7 +111,8 @@ def headline(scores: pd.DataFrame, threshold: float) -> list[str]:
         *lines,
         "",
         f"An answer is given where (null score − span score) ≤ {threshold:.3f}, the best threshold for F1 on "
-        "validation. The interval is a bootstrap over contexts.",
+        f"validation; it has at most {max_answer_length} tokens. The interval is a bootstrap over contexts. "
+        "`squad_predictions.json` is in the official format, `squad_scores.json` the official script's view of it.",
     ]
 
 

@@ -60,6 +60,10 @@ def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int
     child's own interval over examples.
     """
     score = "accuracy" if "accuracy" in table else "f1"
+
+    def shown(value: float) -> str:  # each as its field writes it, and as the reports of the seeds do
+        return f"{value:.3f}" if score == "accuracy" else f"{100 * value:.2f}"
+
     lines = [
         f"## Fine-tuning `{config.model_name_or_path}` on `{config.dataset}`, seeds {config.seeds}",
         "",
@@ -74,8 +78,9 @@ def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int
         test = rows[rows["part"] == "test"][score].to_numpy()
         validation = rows[rows["part"] == "validation"][score].mean()
         low, high = t_interval(test)
-        each = ", ".join(f"{value:.3f}" for value in test)
-        lines.append(f"| {name} | {test.mean():.3f} | {low:.3f} – {high:.3f} | {each} | {validation:.3f} |")
+        each = ", ".join(map(shown, test))
+        interval = f"{shown(low)} – {shown(high)}"
+        lines.append(f"| {name} | {shown(test.mean())} | {interval} | {each} | {shown(validation)} |")
         if state == "best":
             metrics = {
                 f"test/{score}": float(test.mean()),

@@ -17,7 +17,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from bertdyn.data.batching import Batch, model_inputs
@@ -49,15 +48,22 @@ class Classification:
 
     label_names: list[str]
     class_weights: Tensor | None = None
-    """[classes], on the device of the model: the training loss weighs by them. Scores are never weighted."""
+    """[classes], on the device of the model, of mean 1 over the training rows: the training loss (`train/loss`, too)
+    weighs by them. Scores and `eval/loss` are never weighted."""
 
     name = "classification"
     selection_metric = "eval/accuracy"
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy of one batch; with class weights, weighted by those of its examples."""
-        logits = model(**model_inputs(batch)).logits.float()
-        return F.cross_entropy(logits, batch["labels"], self.class_weights)
+        """Mean cross-entropy of one batch; with class weights, each example's times the weight of its class.
+
+        Not PyTorch's weighted mean: that divides by the weights of the batch, and so takes them back the more,
+        the smaller the batch.
+        """
+        logits, labels = model(**model_inputs(batch)).logits.float(), batch["labels"]
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels)
+        return (F.cross_entropy(logits, labels, reduction="none") * self.class_weights[labels]).mean()
 
     @torch.inference_mode()
     def predict(
@@ -97,26 +103,29 @@ class Classification:
 
 
 def weights_of_classes(option: str | None, labels: pd.Series, label_names: list[str]) -> Tensor | None:
-    """What `--class_weights` says: [classes], float32.
+    """What `--class_weights` says: [classes], float32, scaled to mean 1 over the rows.
 
     Parameters
     ----------
     option
-        None (all alike); `balanced`, inversely proportional to the class's share of `labels`, with mean 1
-        over the rows (scikit-learn's rule); or one positive number a class, in the order of `label_names`.
+        None (all alike); `balanced`, inversely proportional to the class's share of `labels`; or one positive
+        number a class, in the order of `label_names`.
     labels
         Class ids of the train part.
 
     Raises
     ------
     InputError
-        If `option` says something else.
+        If `option` says something else, or is `balanced` and a class has no row.
     """
     if option is None:
         return None
+    counts = np.bincount(labels, minlength=len(label_names))
     if option == "balanced":
-        classes = np.arange(len(label_names))
-        return torch.tensor(compute_class_weight("balanced", classes=classes, y=labels.to_numpy())).float()
+        if not counts.all():
+            absent = label_names[int(counts.argmin())]
+            raise InputError(f"--class_weights 'balanced': no training row has the label {absent!r}; accepted: numbers")
+        return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
     try:
         weights = [float(weight) for weight in option.split(",")]
     except ValueError:
@@ -126,7 +135,7 @@ def weights_of_classes(option: str | None, labels: pd.Series, label_names: list[
             f"--class_weights {option!r}: accepted are 'balanced' or {len(label_names)} numbers above 0, "
             f"for {', '.join(label_names)}"
         )
-    return torch.tensor(weights)
+    return torch.tensor(np.array(weights) * len(labels) / (counts @ weights), dtype=torch.float32)
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:

@@ -60,7 +60,7 @@ class QuestionAnswering:
     selection_metric = "eval/f1"
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean over the batch of the cross-entropies of start and end, halved; padding has no probability."""
+        """Mean over the batch of the cross-entropies of start and end, halved, over what prediction chooses from."""
         return window_losses(*_logits(model, batch), batch).mean()
 
     @torch.inference_mode()
@@ -138,11 +138,13 @@ class QuestionAnswering:
         return found | {"null_threshold": threshold}
 
     def threshold_curve(self, answers: Answers, part: str, points: int = 101) -> pd.DataFrame:
-        """The scores over the threshold: columns threshold and those of `metrics`, at quantiles of the difference."""
+        """The scores over the threshold: columns threshold and those of `metrics`, at quantiles and at the best."""
         scores = self._scores(answers, part)
         differences = answers.table["score_difference"].to_numpy()
         finite = differences[np.isfinite(differences)]
-        thresholds = np.unique(np.quantile(finite, np.linspace(0, 1, points))) if len(finite) else np.zeros(1)
+        # The best one is seldom a quantile, and where never answering is best, it lies below all of them.
+        best = _best_for_f1(answers, scores)
+        thresholds = np.unique([best, *(np.quantile(finite, np.linspace(0, 1, points)) if len(finite) else ())])
         answered = differences[:, None] <= thresholds  # [questions, points]
         has_answer = scores["has_answer"].to_numpy()
         groups = {"": np.ones(len(scores), dtype=bool), "has_ans_": has_answer, "no_ans_": ~has_answer}
@@ -154,14 +156,7 @@ class QuestionAnswering:
 
     def f1_interval(self, answers: Answers, part: str, threshold: float, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of F1 (0..1) over contexts, whose questions are drawn together."""
-        return self._interval("f1", answers, part, threshold, seed)
-
-    def exact_interval(self, answers: Answers, part: str, threshold: float, seed: int = 0) -> tuple[float, float]:
-        """The same of exact match."""
-        return self._interval("exact", answers, part, threshold, seed)
-
-    def _interval(self, metric: str, answers: Answers, part: str, threshold: float, seed: int) -> tuple[float, float]:
-        values = _with_threshold(answers, self._scores(answers, part), threshold)[metric]
+        values = _with_threshold(answers, self._scores(answers, part), threshold)["f1"]
         return cluster_interval(values.to_numpy(), self.frames[part]["text_pair"].to_numpy(), seed)
 
     def _scores(self, answers: Answers, part: str) -> pd.DataFrame:
@@ -180,18 +175,23 @@ def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def window_losses(start: Tensor, end: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of each window [batch], mean of start and end, over the tokens that are not padding.
+    """Cross-entropy of each window [batch], mean of start and end, over the context and the first token.
+
+    Question, separators and padding have no probability, since prediction never chooses them. (Hugging Face's
+    heads count them in; System 3 trained over them and searched the context only.)
 
     Parameters
     ----------
     start, end
         Logits [batch, seq].
     batch
-        attention_mask [batch, seq]; start_positions, end_positions [batch].
+        start_positions, end_positions; context_start, context_end, the half-open range of the context [batch].
     """
-    padding = batch["attention_mask"] == 0
+    position = torch.arange(start.shape[1], device=start.device)
+    closed = (position < batch["context_start"][:, None]) | (position >= batch["context_end"][:, None])
+    closed[:, 0] = False
     losses = [
-        F.cross_entropy(logits.masked_fill(padding, -torch.inf), positions, reduction="none")
+        F.cross_entropy(logits.masked_fill(closed, -torch.inf), positions, reduction="none")
         for logits, positions in ((start, batch["start_positions"]), (end, batch["end_positions"]))
     ]
     return (losses[0] + losses[1]) / 2
@@ -237,9 +237,14 @@ def official_predictions(answers: Answers, threshold: float) -> dict[str, str]:
 
 
 def baselines(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Baseline → exact and f1 (0..1) without any encoder: `always_null` never answers."""
+    """Baseline → the scores of `metrics` (0..1) without any encoder: `always_null` never answers."""
     unanswerable = float((frame["label"] == 0).mean())
-    return {"always_null": {"exact": unanswerable, "f1": unanswerable}}
+    scores = {"exact": unanswerable, "f1": unanswerable}
+    if unanswerable < 1:
+        scores |= {"has_ans_exact": 0.0, "has_ans_f1": 0.0}
+    if unanswerable > 0:
+        scores["no_ans_f1"] = 1.0
+    return {"always_null": scores}
 
 
 def cluster_interval(values: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[float, float]:

@@ -23,16 +23,6 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the golds after normalising, else 0.0."""
-    return answer_scores(prediction, golds)[0]
-
-
-def f1(prediction: str, golds: Sequence[str]) -> float:
-    """Largest F1 between the words of the prediction and of a gold, 0..1."""
-    return answer_scores(prediction, golds)[1]
-
-
 def answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
     """Exact match and F1 of one question, each the best over its golds.
 

@@ -62,6 +62,7 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
+        self.unpadded = str(self.unpadded).lower()  # YAML's true and Python's True are meant, too
         for name, accepted in (
             ("optimizer", OPTIMIZERS),
             ("lr_scheduler_type", SCHEDULERS),

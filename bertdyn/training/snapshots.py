@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bertdyn.errors import InputError
+
 CHUNK = 2**20
 """Elements that are compared at a time."""
 
@@ -25,12 +27,21 @@ class Snapshot:
         self.take(tensors)
 
     def take(self, tensors: Iterable[Tensor]) -> None:
-        """Remember what `tensors` are now."""
-        self.file.seek(0)
-        for tensor in tensors:
-            for piece in _pieces(tensor):
-                piece.cpu().view(torch.uint8).numpy().tofile(self.file)
-        self.file.flush()
+        """Remember what `tensors` are now.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        try:
+            self.file.seek(0)
+            for tensor in tensors:
+                for piece in _pieces(tensor):
+                    piece.cpu().view(torch.uint8).numpy().tofile(self.file)
+            self.file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write the weights to measure distances from: {error}") from error
 
     def compare(self, tensors: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Distances ‖now - then‖ and norms ‖then‖ [tensors], float64.
@@ -56,11 +67,12 @@ class Snapshot:
 
 def norms(tensors: Iterable[Tensor]) -> Tensor:
     """Frobenius norms [tensors], float64: float32 sums lose more of an embedding table's than an epoch changes."""
-    return torch.stack([torch.stack([_square_sum(piece) for piece in _pieces(t)]).sum() for t in tensors]).sqrt()
+    zero = torch.zeros((), dtype=torch.float64)
+    return torch.stack([sum((_square_sum(p) for p in _pieces(t)), zero.to(t.device)) for t in tensors]).sqrt()
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    yield from tensor.detach().flatten().split(CHUNK)
+    yield from tensor.detach().flatten().split(CHUNK) if tensor.numel() else ()
 
 
 def _square_sum(piece: Tensor) -> Tensor:

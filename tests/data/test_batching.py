@@ -94,3 +94,19 @@ def test_iterating_leaves_the_global_random_state_alone(dataset, tokenizer):
     before = torch.get_rng_state()
     order(make_batches(dataset, tokenizer, 8, shuffle=True, seed=0))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_token_rows_say_where_the_real_tokens_lie(dataset, tokenizer):
+    """Only where they are asked for; they count through the flattened batch, and a model is given them."""
+    padded = 0
+    for batch in make_batches(dataset, tokenizer, 8, shuffle=True, token_rows=True):
+        text, position = batch["attention_mask"].nonzero(as_tuple=True)
+        assert torch.equal(batch["token_rows"], text * batch["input_ids"].shape[1] + position)
+        lengths = [dataset[int(row)]["length"] for row in batch["index"]]
+        assert len(batch["token_rows"]) == sum(lengths)
+        ids = batch["input_ids"].flatten()[batch["token_rows"]].tolist()
+        assert ids == [i for row in batch["index"] for i in dataset[int(row)]["input_ids"]]
+        assert model_inputs(batch)["token_rows"] is batch["token_rows"]
+        padded += batch["input_ids"].numel() - sum(lengths)
+    assert padded > 0, "without padding, all of this would hold for any order"
+    assert not any("token_rows" in batch for batch in make_batches(dataset, tokenizer, 8, shuffle=True))

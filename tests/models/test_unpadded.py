@@ -185,5 +185,5 @@ def test_flaubert_cannot(checkpoints):
     model = load(checkpoints["flaubert"], "classification", torch.float32)
     assert HEADS["classification"] in type(model).__name__
     assert not can_run_unpadded(model)
-    with pytest.raises(InputError, match="^--unpadded true: model family 'flaubert' computes with padding only"):
+    with pytest.raises(InputError, match="^--unpadded true: this flaubert computes with padding only; accepted are"):
         run_unpadded(model)

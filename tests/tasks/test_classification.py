@@ -81,8 +81,25 @@ def test_class_weights_balance_the_loss(checkpoints):
         plain(model, {k: v[:9] for k, v in batch.items()}) + plain(model, {k: v[9:] for k, v in batch.items()})
     ) / 2
     torch.testing.assert_close(task.Classification(["a", "b"], weights).loss(model, batch), mean_of_classes)
-    assert task.weights_of_classes("1,3", labels, ["a", "b"]).tolist() == [1, 3]
+    assert task.weights_of_classes("1,3", labels, ["a", "b"]).tolist() == pytest.approx([1 / 1.2, 3 / 1.2])
     assert task.weights_of_classes(None, labels, ["a", "b"]) is None
+
+
+def test_class_weights_hold_in_batches_of_one(checkpoints):
+    """The mean over single examples is the loss of their batch: accumulation and several processes change nothing."""
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints["bert"]).eval()
+    ids = torch.arange(24).reshape(6, 4) % model.config.vocab_size
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 0, 0, 1, 0])}
+    weights = task.weights_of_classes("1,10", pd.Series(batch["labels"]), ["a", "b"])
+    loss = task.Classification(["a", "b"], weights).loss
+    single = [loss(model, {name: tensor[i : i + 1] for name, tensor in batch.items()}) for i in range(6)]
+    torch.testing.assert_close(torch.stack(single).mean(), loss(model, batch))
+    assert not torch.allclose(loss(model, batch), task.Classification(["a", "b"]).loss(model, batch))
+
+
+def test_a_class_without_rows_cannot_be_balanced():
+    with pytest.raises(InputError, match="'balanced': no training row has the label 'b'"):
+        task.weights_of_classes("balanced", pd.Series([0, 2, 0]), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("option", ["1", "1,2,3", "1,0", "1,nan", "even", ""])

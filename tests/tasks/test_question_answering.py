@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from bertdyn.data.batching import make_batches
+from bertdyn.data.batching import make_batches, model_inputs
 from bertdyn.data.config import DataConfig
 from bertdyn.data.loading import load_data
 from bertdyn.data.windows import make_windows
@@ -265,6 +265,50 @@ def test_metrics_are_those_of_the_official_script_on_the_written_predictions(thr
         assert 100 * found[name] == pytest.approx(official[name]), name
 
 
+def many_answers(questions_in_all: int, *, good: bool) -> tuple[QuestionAnswering, Answers]:
+    """Random answers, among them equal differences and one that can never be given."""
+    draw = np.random.default_rng(questions_in_all)
+    rows = [("?", "red green blue", ["red green"] if i % 3 else []) for i in range(questions_in_all)]
+    said = draw.choice(["red", "red green", "blue"], questions_in_all) if good else np.full(questions_in_all, "grey")
+    difference = draw.normal(size=questions_in_all).round(1 if questions_in_all < 100 else 3)
+    difference[0] = np.inf
+    table = pd.DataFrame({"answer": said, "score_difference": difference})
+    return QuestionAnswering({"test": questions(*rows)}, {}), Answers(table, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("task", "answers"),
+    [(TASK, ANSWERS), many_answers(60, good=True), many_answers(700, good=True), many_answers(700, good=False)],
+    ids=["four", "fewer than points", "more than points", "never right"],
+)
+def test_the_threshold_curve_is_metrics_at_every_threshold_and_goes_through_the_best(task, answers):
+    curve = task.threshold_curve(answers, "test")
+    assert curve["threshold"].is_monotonic_increasing
+    assert curve["threshold"].is_unique
+    names = {"exact", "f1", "has_ans_exact", "has_ans_f1", "no_ans_exact", "no_ans_f1"}
+    assert set(curve.columns) == names | {"threshold"}
+    for row in curve.to_dict("records"):
+        expected = task.metrics(answers, "test", row["threshold"])
+        expected["no_ans_exact"] = expected["no_ans_f1"]  # of an answer that should be none they are the same
+        assert {name: row[name] for name in names} == pytest.approx({name: expected[name] for name in names})
+    differences = answers.table["score_difference"]
+    assert curve["threshold"].iloc[-1] == differences[np.isfinite(differences)].max(), "all are answered at the end"
+    best = task.metrics(answers, "test")
+    assert curve["f1"].max() == pytest.approx(best["f1"], abs=1e-12)
+    assert best["null_threshold"] in curve["threshold"].tolist()
+
+
+def test_the_threshold_curve_of_one_kind_of_question():
+    frame = FRAME[FRAME["label"] == 0].reset_index(drop=True)
+    table = ANSWERS.table.iloc[[1, 3]].reset_index(drop=True)
+    curve = QuestionAnswering({"test": frame}, {}).threshold_curve(Answers(table, 0.5), "test")
+    assert not [name for name in curve if name.startswith("has_ans")]
+    assert curve.set_index("threshold").loc[[-2.0, 1.0], "f1"].tolist() == [0.5, 0.0]
+    unanswerable = Answers(table.assign(score_difference=np.inf), 0.5)
+    curve = QuestionAnswering({"test": frame}, {}).threshold_curve(unanswerable, "test")
+    assert curve[["threshold", "f1"]].values.tolist() == [[0.0, 1.0]]
+
+
 def test_metrics_of_a_part_with_one_kind_of_question():
     frame = FRAME[FRAME["label"] == 1].reset_index(drop=True)
     table = ANSWERS.table.iloc[[0, 2]].reset_index(drop=True)
@@ -274,7 +318,8 @@ def test_metrics_of_a_part_with_one_kind_of_question():
 
 
 def test_never_answering_scores_the_unanswerable_rate():
-    assert baselines(FRAME) == {"always_null": {"exact": 0.5, "f1": 0.5}}
+    expected = {"exact": 0.5, "f1": 0.5, "has_ans_exact": 0.0, "has_ans_f1": 0.0, "no_ans_f1": 1.0}
+    assert baselines(FRAME) == {"always_null": expected}
     found = TASK.metrics(ANSWERS, "test", threshold=-9.0)
     assert (found["exact"], found["f1"]) == (0.5, 0.5)
 
@@ -289,8 +334,6 @@ def test_interval_draws_contexts_not_questions():
     shuffled = np.random.default_rng(0).permutation(2000)
     assert cluster_interval(values[shuffled], contexts[shuffled], seed=0) == (low, high)
     assert TASK.f1_interval(ANSWERS, "test", -9.0) == (0.5, 0.5), "each context has one question of each kind"
-    # at -1 both questions of the first context are right and both of the second wrong
-    assert TASK.exact_interval(ANSWERS, "test", -1.0) == (0.0, 1.0)
 
 
 FAMILIES = ("bert", "roberta", "camembert", "distilbert", "albert", "flaubert")
@@ -334,16 +377,23 @@ def test_padding_changes_neither_loss_nor_answers(family_setup):
         assert text in context, "never from the question, a special token or padding"
 
 
-def test_loss_is_that_of_transformers_on_one_window_and_trains(family_setup):
+def test_loss_is_over_context_and_first_token_and_trains(family_setup):
+    """Each window by hand: the cross-entropies over what prediction may choose, and nothing else."""
     tokenizer, model, frame, windows = family_setup
     model.eval()
     task = QuestionAnswering({"train": frame}, {"train": windows})
     for batch in make_batches(windows, tokenizer, 1, shuffle=False):
         own = task.loss(model, batch)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "start_positions", "end_positions")}
-        if "token_type_ids" in batch:
-            inputs["token_type_ids"] = batch["token_type_ids"]
-        assert own.item() == pytest.approx(model(**inputs).loss.item(), abs=1e-6)
+        output = model(**model_inputs(batch))
+        open_places = [0, *range(int(batch["context_start"]), int(batch["context_end"]))]
+        by_hand = [
+            F.cross_entropy(logits[0, open_places], torch.tensor(open_places.index(int(position))))
+            for logits, position in (
+                (output.start_logits, batch["start_positions"]),
+                (output.end_logits, batch["end_positions"]),
+            )
+        ]
+        assert own.item() == pytest.approx(float(sum(by_hand) / 2), abs=1e-6)
     batch = next(iter(make_batches(windows, tokenizer, len(windows), shuffle=False)))
     before = task.loss(model, batch)
     before.backward()
@@ -355,17 +405,18 @@ def test_loss_is_that_of_transformers_on_one_window_and_trains(family_setup):
     assert task.loss(model, batch) < before
 
 
-def test_loss_gives_padding_no_probability():
-    """Large logits under the padding: only the two real tokens share the probability."""
+def test_loss_gives_padding_and_question_no_probability():
+    """Large logits at places that are not open: only the first token and the context share the probability."""
 
     class Fixed(nn.Module):
         def forward(self, input_ids, attention_mask):
-            logits = torch.tensor([[0.0, 1.0, 50.0], [0.0, 1.0, 2.0]])
+            logits = torch.tensor([[0.0, 50.0, 1.0, 50.0], [0.0, 1.0, 2.0, -50.0]])
             return QuestionAnsweringModelOutput(start_logits=logits, end_logits=-logits)
 
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     batch = {"input_ids": mask, "attention_mask": mask, "start_positions": torch.tensor([0, 2])}
-    batch["end_positions"] = torch.tensor([1, 2])
+    batch |= {"end_positions": torch.tensor([2, 2])}
+    batch |= {"context_start": torch.tensor([2, 1]), "context_end": torch.tensor([3, 3])}
     expected = [
         F.cross_entropy(sign * torch.tensor([values]), torch.tensor([place]))
         for sign, values, place in (
