@@ -8,7 +8,8 @@ Everything else is BERT's own: names of modules, so that a plain checkpoint load
 kernel new; the initial scale of the tables; and, with the same seed, every shared weight of a fresh model. What differs
 between two variants is then the rule alone. (In System 0 the variants' tables started 50 times larger than BERT's.)
 
-Importing this module registers the variants with the Auto classes of transformers.
+Importing this module registers the variants with the Auto classes of transformers. A saved variant brings a copy of
+it, so that it also loads where bertdyn is not installed, with trust_remote_code=True: import nothing of bertdyn here.
 """
 
 from typing import Any, ClassVar, Literal
@@ -272,7 +273,9 @@ for _config, _classes in (
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoTokenizer.register(_config, tokenizer_class=BertTokenizer)
+    _config.register_for_auto_class()
     for _auto, _class in zip(
         (AutoModel, AutoModelForSequenceClassification, AutoModelForQuestionAnswering), _classes, strict=True
     ):
         _auto.register(_config, _class)
+        _class.register_for_auto_class(_auto.__name__)

@@ -1,6 +1,7 @@
 """The rules of `fft` and `conv2d` against their definitions, and that they are BERT in everything else."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -385,3 +386,23 @@ torch.save({{"logits": logits, "classes": classes}}, {str(tmp_path / "out")!r})
     with torch.inference_mode():
         expected = model(**tokenizer(["the film is good", "bad"], padding=True, return_tensors="pt")).logits
     assert torch.equal(out["logits"], expected)
+
+
+@pytest.mark.parametrize("embeddings", ["fft", "conv2d"])
+def test_a_saved_variant_loads_without_bertdyn(embeddings, tmp_path):
+    """In a process that knows transformers only: the checkpoint brings its own code."""
+    model = load_model("minilm", "classification", label_names=LABELS, embeddings=embeddings).eval()
+    model.save_pretrained(tmp_path / "saved")
+    ids = torch.tensor([[101, 2000, 2001, 102]])
+    program = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert not [name for name in sys.modules if name.startswith("bertdyn")]
+torch.save(model(torch.tensor([[101, 2000, 2001, 102]])).logits, sys.argv[2])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "saved"), str(tmp_path / "logits.pt")]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    torch.testing.assert_close(logits, model(ids).logits, atol=1e-6, rtol=0)
