@@ -101,8 +101,6 @@ class DataConfig:
             raise InputError(f"--max_length {self.max_length}: no room for a word; accepted: {MIN_LENGTH} or more")
         if self.doc_stride < 0:
             raise InputError(f"--doc_stride {self.doc_stride}: negative; accepted: 0 or more")
-        if self.task != "question-answering" and self.doc_stride != DEFAULT_DOC_STRIDE:
-            raise InputError(f"--doc_stride {self.doc_stride}: {self.dataset!r} has no windows; accepted with squad_v2")
         if self.task == "question-answering" and self.doc_stride > self.max_length - MIN_QA_ROOM:
             raise InputError(
                 f"--doc_stride {self.doc_stride}: leaves no room in windows of --max_length {self.max_length} tokens; "

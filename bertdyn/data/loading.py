@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import DEFAULT_DOC_STRIDE, DataConfig
 from bertdyn.data.files import SUFFIXES
 from bertdyn.data.parts import carve, count_labels, drop_repeats, subset
 from bertdyn.data.reading import read_splits
@@ -33,6 +33,8 @@ def load_data(config: DataConfig) -> TextData:
     """
     if config.task == "question-answering":
         return load_squad(config)
+    if config.doc_stride != DEFAULT_DOC_STRIDE:
+        raise InputError(f"--doc_stride {config.doc_stride}: {config.dataset!r} has no windows; accepted with squad_v2")
     splits, label_names, source = read_splits(config)
     rows_read = {part: len(frame) for part, frame in splits.items()}
     if config.clean_text:

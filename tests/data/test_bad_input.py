@@ -30,6 +30,7 @@ def refused(match, **flags):
         ({"dataset": ""}, "^--dataset '': empty"),
         ({"dataset": "synthetic", "text_column": "review"}, "^--text_column 'review': .*--dataset 'synthetic'"),
         ({"doc_stride": -1}, "^--doc_stride -1: negative; accepted: 0 or more"),
+        ({"doc_stride": 16}, "^--doc_stride 16: 'synthetic' has no windows; accepted with squad_v2"),
         (
             {"dataset": "squad_v2", "max_length": 132},
             "^--doc_stride 128: leaves no room .*--max_length 132 tokens; accepted: .*larger --max_length",

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -76,8 +78,17 @@ class Workplace:
         return found
 
 
+@cache
+def _empty_store() -> bytes:
+    """A new SQLite store as a file: MLflow takes seconds to make one, and there is one a test."""
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 def make_workplace(folder: Path) -> Workplace:
     """A new store whose artifacts lie in `folder`, too (by default they would go to the current folder)."""
+    (folder / "mlflow.db").write_bytes(_empty_store())
     workplace = Workplace(folder, f"sqlite:///{folder}/mlflow.db")
     workplace.client().create_experiment("bertdyn", artifact_location=f"file://{folder}/artifacts")
     return workplace

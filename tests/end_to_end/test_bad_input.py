@@ -40,6 +40,27 @@ def _csv(tmp_path, text: str, name="data.csv", encoding="utf-8"):
     return str(path)
 
 
+def _squad(folder, **first_question):
+    """A SQuAD 2.0 file of four articles; the fields of its first question as given, None for a field left out."""
+    articles = []
+    for article in range(4):
+        paragraphs = []
+        for number in range(2):
+            answers = [{"text": "red house", "answer_start": 2}]
+            qas = [
+                {"id": f"{article}-{number}-{i}", "question": "Which one is it?", "answers": answers} for i in range(2)
+            ]
+            paragraphs.append({"context": f"A red house {article} {number} and a tree, that is all.", "qas": qas})
+        articles.append({"title": f"House_{article}", "paragraphs": paragraphs})
+    question = articles[0]["paragraphs"][0]["qas"][0]
+    question.update(first_question)
+    for name in [name for name, value in first_question.items() if value is None]:
+        del question[name]
+    folder.mkdir()
+    (folder / "houses.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    return folder
+
+
 GOOD = "text,label\n" + "".join(f"sentence number {i},{'yes' if i % 2 else 'no'}\n" for i in range(200))
 
 CASES = {
@@ -63,6 +84,41 @@ CASES = {
     "model that is not registered": (["--model_name_or_path", "models:/absent@champion"], "absent"),
     "fp16 without a GPU": ([*TINY, "--mixed_precision", "fp16"], "--mixed_precision fp16"),
     "name that cannot be registered": (["--register_as", "a/b"], "register_as"),
+    "answer that is not where the file says": (
+        ["--dataset", "squad_v2", "--data_dir", "{offset}"],
+        "question '0-0-0': answer 'red house' is not at character 3 of the context, where 'ed house ' stands",
+    ),
+    "two questions of one id": (["--dataset", "squad_v2", "--data_dir", "{twice}"], "question '0-0-1': a repeated id"),
+    "no field answers": (["--dataset", "squad_v2", "--data_dir", "{none}"], "question '0-0-0': no field 'answers'"),
+    "question longer than the window": (
+        [*TINY, "--dataset", "squad_v2", "--data_dir", "{squad}", "--max_length", "10", "--doc_stride", "4"],
+        "the special tokens take 8 of them and leave no room for windows that overlap by --doc_stride 4; "
+        "accepted: --max_length of at least 13",
+    ),
+    "weights of classes that are not there": (
+        ["--dataset", "squad_v2", "--data_dir", "{squad}", "--class_weights", "balanced"],
+        "--class_weights 'balanced': 'squad_v2' has no classes to weigh",
+    ),
+    "weights for another number of classes": (
+        [*TINY, "--class_weights", "1,2,3"],
+        "--class_weights '1,2,3': accepted are 'balanced' or 2 numbers above 0",
+    ),
+    "unknown type of checkpoints": (
+        ["--checkpoint_dtype", "int8"],
+        "--checkpoint_dtype 'int8': accepted are float32, bfloat16, float16",
+    ),
+    "embeddings for another family": (
+        ["--model_name_or_path", "{checkpoints}/distilbert", "--embeddings", "fft"],
+        "is an encoder of the family 'distilbert'; accepted are encoders of the family 'bert'",
+    ),
+    "embeddings other than the checkpoint's": (
+        ["--model_name_or_path", "{checkpoints}/fft_bert", "--embeddings", "conv2d"],
+        "is a checkpoint with 'fft' embeddings",
+    ),
+    "unpadded with a family that cannot": (
+        ["--model_name_or_path", "{checkpoints}/flaubert", "--unpadded", "true", "--max_train_samples", "20"],
+        "--unpadded true: this flaubert computes with padding only",
+    ),
 }
 
 
@@ -82,6 +138,11 @@ def test_one_line_and_status_2(command, workplace, checkpoints, tmp_path, case):
         "latin": _csv(tmp_path, GOOD.replace("number 5", "numéro 5"), "latin.csv", "latin-1"),
         "ratings": tmp_path / "ratings",
         "qa": tmp_path / "qa",
+        "checkpoints": checkpoints["bert"].parent,
+        "squad": _squad(tmp_path / "squad"),
+        "offset": _squad(tmp_path / "offset", answers=[{"text": "red house", "answer_start": 3}]),
+        "twice": _squad(tmp_path / "twice", id="0-0-1"),
+        "none": _squad(tmp_path / "none", answers=None),
     }
     if "{qa}" in argv:
         shutil.copytree(checkpoints["bert"], places["qa"])
