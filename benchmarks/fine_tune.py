@@ -173,9 +173,9 @@ def trainer_epoch(config) -> tuple[float, float]:
 
 def our_epoch(config, tracker=None) -> tuple[float, float]:
     """Seconds and mean loss of epoch 1, listeners included if there is a tracker."""
-    from bertdyn.steps.fine_tune import make_job, make_listeners
+    from bertdyn.steps.fine_tune import make_job, make_listeners, train_job
     from bertdyn.tracking.tracker import Tracker
-    from bertdyn.training.loop import Listener, train
+    from bertdyn.training.loop import Listener
 
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(config, tracker or Tracker(Path(folder)))
@@ -190,18 +190,7 @@ def our_epoch(config, tracker=None) -> tuple[float, float]:
                 clock["end"] = time.perf_counter()
 
         listeners = make_listeners(job, None) if tracker else []
-        progress = train(
-            job.accelerator,
-            job.model,
-            job.batches["train"],
-            job.task.loss,
-            job.optimizer,
-            job.scheduler,
-            num_epochs=1,
-            seed=config.seed,
-            max_grad_norm=config.max_grad_norm,
-            listeners=[Start(), *listeners, End()],
-        )
+        progress = train_job(job, [Start(), *listeners, End()])
         return clock["end"] - clock["start"], progress.metrics["train/loss"]
 
 

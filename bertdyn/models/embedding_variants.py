@@ -278,4 +278,4 @@ for _config, _classes in (
         (AutoModel, AutoModelForSequenceClassification, AutoModelForQuestionAnswering), _classes, strict=True
     ):
         _auto.register(_config, _class)
-        _class.register_for_auto_class(_auto.__name__)
+        _class.register_for_auto_class(_auto.__name__)  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ its listeners → the best epoch's scores, once, on the test part → report.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,19 +100,7 @@ def fine_tune(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
         Whatever is wrong with data, model or options.
     """
     job, progress = make_job(config, tracker)
-    progress = train(
-        job.accelerator,
-        job.model,
-        job.batches["train"],
-        job.task.loss,
-        job.optimizer,
-        job.scheduler,
-        num_epochs=config.num_train_epochs,
-        seed=config.seed,
-        max_grad_norm=config.max_grad_norm,
-        listeners=make_listeners(job, progress),
-        progress=progress,
-    )
+    progress = train_job(job, make_listeners(job, progress), progress)
     job.accelerator.wait_for_everyone()
     return finish(job, progress)
 
@@ -141,6 +130,23 @@ def make_job(config: FineTuneConfig, tracker: Tracker) -> tuple[Job, Progress | 
         load_training_state(folder / TRAINING_STATE, model, optimizer, scheduler, accelerator.scaler)
     batches = {part: batches_of(part, config, texts, model, accelerator) for part in ("train", "validation", "test")}
     return Job(config, tracker, folder, accelerator, texts, task, batches, model, optimizer, scheduler), progress
+
+
+def train_job(job: Job, listeners: Sequence[Listener], progress: Progress | None = None) -> Progress:
+    """Run the training loop of `job` from `progress` to its last epoch."""
+    return train(
+        job.accelerator,
+        job.model,
+        job.batches["train"],
+        job.task.loss,
+        job.optimizer,
+        job.scheduler,
+        num_epochs=job.config.num_train_epochs,
+        seed=job.config.seed,
+        max_grad_norm=job.config.max_grad_norm,
+        listeners=listeners,
+        progress=progress,
+    )
 
 
 def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:

@@ -95,7 +95,7 @@ def make_task(config: FineTuneConfig, texts: Texts, device: torch.device) -> Tas
     if data.task == "question-answering":
         return QuestionAnswering(data.parts, texts.tokens)
     weights = weights_of_classes(config.class_weights, data.parts["train"]["label"], data.label_names)
-    return Classification(data.label_names, None if weights is None else weights.to(device))
+    return Classification(None if weights is None else weights.to(device))
 
 
 def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> None:

@@ -46,7 +46,6 @@ class Predictions(NamedTuple):
 class Classification:
     """One label a text: softmax over the classes."""
 
-    label_names: list[str]
     class_weights: Tensor | None = None
     """[classes], on the device of the model, of mean 1 over the training rows: the training loss (`train/loss`, too)
     weighs by them. Scores and `eval/loss` are never weighted."""
