@@ -170,7 +170,7 @@ class _Hooks:
             kwargs.get(name, getattr(model.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
         )
-        if mask is not None and not recorded and is_unpadded(model) and not model.is_gradient_checkpointing:
+        if mask is not None and not recorded and is_unpadded(model) and not model.is_activation_checkpointing:
             self.packing = packing_of(mask, token_rows)
         return args, kwargs
 

@@ -156,6 +156,30 @@ def test_dropout_is_on_in_training(checkpoints):
     assert not torch.equal(model(**batch).logits, model(**batch).logits)
 
 
+def test_what_cannot_run_packed_runs_padded(checkpoints):
+    """Gradient checkpointing (its second forward knows no packing), a decoder, another attention implementation."""
+    plain, model = (load(checkpoints["bert"], "classification", torch.float32) for _ in range(2))
+    run_unpadded(model)
+    batch = make_batch(model.config.vocab_size)
+    expected = plain(**batch).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
+    model.set_attn_implementation(unpadded.NAME)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(getattr(module, "dropout", None), "p"):
+            module.dropout.p = 0.0
+    model.gradient_checkpointing_enable()
+    model.train()
+    logits = model(**batch).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    logits.sum().backward()
+    assert model.bert.encoder.layer[0].intermediate.dense.weight.grad.any()
+    plain.config.is_decoder = True
+    assert not can_run_unpadded(plain)
+
+
 def test_a_failed_call_leaves_nothing_behind(checkpoints):
     model = load(checkpoints["bert"], "classification", torch.float32)
     run_unpadded(model)
