@@ -22,6 +22,7 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from bertdyn.data.config import DEFAULT_DOC_STRIDE
 from bertdyn.data.text_data import TextData
 from bertdyn.data.windows import BAR_FROM, CHUNK, make_windows
 from bertdyn.errors import InputError
@@ -48,7 +49,7 @@ def tokenize_parts(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path,
-    doc_stride: int = 128,
+    doc_stride: int = DEFAULT_DOC_STRIDE,
 ) -> TokenizedParts:
     """Token ids of all parts, tokenised now or taken from the cache.
 

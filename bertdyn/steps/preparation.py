@@ -143,7 +143,7 @@ def start_model(config: FineTuneConfig, texts: Texts, folder: Path, progress: Pr
             "they do not belong together (--tokenizer_name, --model_name_or_path)"
         )
     if config.unpadded == "auto" and not can_run_unpadded(model):
-        logger.info("model family %r computes with padding: it cannot run without", model.config.model_type)
+        logger.info("padding is computed: this %s cannot run without", model.config.model_type)
     return without_padding(model, config)
 
 

@@ -29,10 +29,12 @@ SMALL = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_trains_and_is_kept(checkpoints, family, tmp_path):
+def test_every_family_trains_and_is_kept(checkpoints, family, tmp_path, caplog):
+    caplog.set_level("INFO", logger="bertdyn")
     config = FineTuneConfig(model_name_or_path=str(checkpoints[family]), num_train_epochs=2, **SMALL)
     result = fine_tune(config, Tracker(tmp_path))
     assert result.best_epoch in (1, 2)
+    assert ("padding is computed: this flaubert cannot run without" in caplog.text) == (family == "flaubert")
     assert "fine-tuned, best epoch" in result.summary
     dynamics = pd.read_parquet(tmp_path / "dynamics.parquet")
     assert "other" not in set(dynamics["component"])

@@ -393,7 +393,7 @@ def test_loss_is_over_context_and_first_token_and_trains(family_setup):
                 (output.end_logits, batch["end_positions"]),
             )
         ]
-        assert own.item() == pytest.approx(float(sum(by_hand) / 2), abs=1e-6)
+        assert own.item() == pytest.approx(float(sum(by_hand).detach() / 2), abs=1e-6)
     batch = next(iter(make_batches(windows, tokenizer, len(windows), shuffle=False)))
     before = task.loss(model, batch)
     before.backward()
