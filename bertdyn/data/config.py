@@ -14,6 +14,7 @@ from transformers.hf_argparser import HfArg
 
 from bertdyn.errors import InputError
 
+PARTS = ("train", "validation", "probe", "test")
 MIN_LENGTH = 3  # one word between the two special tokens
 MIN_QA_ROOM = 5  # beside the overlap: three special tokens, one of the question, one that is new in the window
 DEFAULT_DOC_STRIDE = 128
@@ -108,7 +109,7 @@ class DataConfig:
             )
         if self.data_seed < 0:
             raise InputError(f"--data_seed {self.data_seed}: negative; accepted: 0 or more")
-        for part in ("train", "validation", "probe", "test"):
+        for part in PARTS:
             limit = self.max_samples(part)
             if limit is not None and limit < 1:
                 raise InputError(f"--max_{part}_samples {limit}: no row; accepted: 1 or more, or left out for all")

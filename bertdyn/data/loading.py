@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from bertdyn.data.config import DEFAULT_DOC_STRIDE, DataConfig
+from bertdyn.data.config import DEFAULT_DOC_STRIDE, PARTS, DataConfig
 from bertdyn.data.files import SUFFIXES
 from bertdyn.data.parts import carve, count_labels, drop_repeats, subset
 from bertdyn.data.reading import read_splits
 from bertdyn.data.squad import load_squad
-from bertdyn.data.text_data import PARTS, TextData, fingerprint_parts
+from bertdyn.data.text_data import TextData, fingerprint_parts
 from bertdyn.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import hashlib
 
 import pandas as pd
 
-from bertdyn.data.text_data import PARTS
+from bertdyn.data.config import PARTS
 from bertdyn.errors import InputError
 
 SHARE = 0.1

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.parts import PRIORITY, by_rank, count_labels, subset
 from bertdyn.data.reading import FILE_FLAGS, refuse_flags
 from bertdyn.data.sources import find_folder
-from bertdyn.data.text_data import PARTS, TextData, fingerprint_parts
+from bertdyn.data.text_data import TextData, fingerprint_parts
 from bertdyn.errors import InputError
 
 logger = logging.getLogger(__name__)

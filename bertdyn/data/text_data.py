@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-PARTS = ("train", "validation", "probe", "test")
+from bertdyn.data.config import PARTS
 
 
 @dataclass(frozen=True)

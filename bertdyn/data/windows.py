@@ -38,7 +38,7 @@ NUMBERS = (
 LISTS = ("input_ids", "token_type_ids", "char_start", "char_end")
 
 
-class _SpecialTokens(NamedTuple):
+class SpecialTokens(NamedTuple):
     """The special tokens before, between and after two texts, and the token types of these five pieces."""
 
     before: np.ndarray
@@ -86,10 +86,12 @@ def make_windows(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_le
     InputError
         A question leaves no room for more of its context than windows have in common.
     """
-    specials = _special_tokens(tokenizer)
+    specials = special_tokens_of(tokenizer)
     num_special = len(specials.before) + len(specials.between) + len(specials.after)
     lists = [name for name in LISTS if name != "token_type_ids" or name in tokenizer.model_input_names]
-    questions = [np.asarray(ids, dtype=np.int32) for ids in _encode(tokenizer, frame["text"].tolist())["input_ids"]]
+    questions = [
+        np.asarray(ids, dtype=np.int32) for ids in encode_alone(tokenizer, frame["text"].tolist())["input_ids"]
+    ]
     contexts = _tokenize_contexts(tokenizer, list(dict.fromkeys(frame["text_pair"])))
     chunks, num_windows = [], 0
     starts = range(0, len(frame), CHUNK)
@@ -133,7 +135,7 @@ def _cuts(tokens: int, room: int, overlap: int) -> Iterator[tuple[int, int]]:
 
 
 def _assemble(
-    specials: _SpecialTokens, question: np.ndarray, context: _Context, low: int, high: int
+    specials: SpecialTokens, question: np.ndarray, context: _Context, low: int, high: int
 ) -> dict[str, np.ndarray]:
     """The list columns of one window."""
     ids = (specials.before, question, specials.between, context.ids[low:high], specials.after)
@@ -161,7 +163,7 @@ def _gold_tokens(context: _Context, answers: list[str], starts: list[int]) -> tu
     return (first, last) if first <= last else None
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> _SpecialTokens:
+def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     """What the tokenizer puts around two texts, seen from an example."""
     if tokenizer.is_fast:
         pair = tokenizer("a", "b", padding=False, truncation=False, return_token_type_ids=True)
@@ -177,10 +179,10 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> _SpecialTokens:
     array = np.asarray(ids, dtype=np.int32)
     # Where a piece is empty its type is never used, but it must not lie beyond the end.
     pieces = (0, first, between, second, min(after, len(ids) - 1))
-    return _SpecialTokens(array[:first], array[between:second], array[after:], [types[piece] for piece in pieces])
+    return SpecialTokens(array[:first], array[between:second], array[after:], [types[piece] for piece in pieces])
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, offsets: bool = False) -> Any:
+def encode_alone(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, offsets: bool = False) -> Any:
     """Token ids of texts that stand alone, without special tokens."""
     return tokenizer(
         texts,
@@ -196,28 +198,28 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, offsets: bo
 
 def _tokenize_contexts(tokenizer: PreTrainedTokenizerBase, contexts: list[str]) -> dict[str, _Context]:
     """Each context with its tokens and their trimmed ranges of characters."""
-    tokenize = _with_offsets if tokenizer.is_fast else _by_words
+    tokenize = _with_offsets if tokenizer.is_fast else encode_words
     tokenized = {}
     for context, (ids, ranges) in zip(contexts, tokenize(tokenizer, contexts), strict=True):
-        char_start, char_end = _trim(context, ranges)
+        char_start, char_end = trim(context, ranges)
         tokenized[context] = _Context(np.asarray(ids, dtype=np.int32), char_start, char_end)
     return tokenized
 
 
-_Ranges = Iterator[tuple[list[int], np.ndarray]]
+Ranges = Iterator[tuple[list[int], np.ndarray]]
 """Of each context the token ids and their ranges of characters [tokens, 2]."""
 
 
-def _with_offsets(tokenizer: PreTrainedTokenizerBase, contexts: list[str]) -> _Ranges:
+def _with_offsets(tokenizer: PreTrainedTokenizerBase, contexts: list[str]) -> Ranges:
     for start in range(0, len(contexts), CHUNK):
-        encoded = _encode(tokenizer, contexts[start : start + CHUNK], offsets=True)
+        encoded = encode_alone(tokenizer, contexts[start : start + CHUNK], offsets=True)
         for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             yield ids, np.asarray(offsets, dtype=np.int32).reshape(-1, 2)
 
 
-def _by_words(tokenizer: PreTrainedTokenizerBase, contexts: list[str]) -> _Ranges:
+def encode_words(tokenizer: PreTrainedTokenizerBase, contexts: list[str]) -> Ranges:
     words = list(dict.fromkeys(word for context in contexts for word in WORD.findall(context)))
-    ids_of = dict(zip(words, _encode(tokenizer, words)["input_ids"], strict=True))
+    ids_of = dict(zip(words, encode_alone(tokenizer, words)["input_ids"], strict=True))
     for context in contexts:
         matches = list(WORD.finditer(context))
         pieces = [ids_of[match.group()] for match in matches]
@@ -225,7 +227,7 @@ def _by_words(tokenizer: PreTrainedTokenizerBase, contexts: list[str]) -> _Range
         yield [token for piece in pieces for token in piece], np.repeat(spans, [len(piece) for piece in pieces], axis=0)
 
 
-def _trim(context: str, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def trim(context: str, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranges without white space at either end; one of white space alone is empty and stands at the next text."""
     space = np.fromiter(map(str.isspace, context), dtype=bool, count=len(context))
     number = np.arange(len(context), dtype=np.int32)

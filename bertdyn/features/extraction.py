@@ -1,149 +1,268 @@
-"""From a model and tokenised texts to rows of a feature store."""
+"""From a model and tokenised texts to rows of a feature store.
 
-from collections.abc import Iterable, Iterator
+The texts go through the model in chunks of neighbouring rows, a few tens of megabytes of features each: a chunk is
+what one process computes, what is copied from a GPU at once, what is written in one piece, and what a kill can
+cost. Inside a chunk the texts are sorted by length. What a row holds depends on nothing but its chunk, so that the
+finished store is the same, byte for byte, whatever was interrupted and however many processes wrote it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bertdyn.data.batching import Batch, model_inputs
-from bertdyn.features.store import FeatureStore
+from bertdyn.data.batching import MODEL_INPUTS, Collator, model_inputs
+from bertdyn.errors import InputError
+from bertdyn.features.store import ArrayInfo, FeatureStore, Manifest, kind_of
+from bertdyn.features.texts import TokenisedTexts
+from bertdyn.features.writing import StateWriter, begin_state, finish_state
 from bertdyn.models.anatomy import anatomy_of
+from bertdyn.models.loading import HEADS
+from bertdyn.models.recording import Recorded, recording
+
+BYTES_PER_CHUNK = 64 * 2**20
+BAR_FROM = 20_000
+"""Tokens from which on a progress bar is worth its line."""
 
 
-def example_rows(table: pd.DataFrame, part: str, lengths: np.ndarray) -> pd.DataFrame:
-    """The examples table of a store: `table` with its part and its range of token rows.
+class Chunk(NamedTuple):
+    """Neighbouring sequences that are computed and written together."""
 
-    `lengths` [examples] counts the tokens of each text, special ones included.
+    sequences: np.ndarray
+    first_token_row: int
+    num_tokens: int
+    first_example_row: int
+    num_examples: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.sequences[0]:09d}-{self.sequences[-1]:09d}"
+
+
+def make_manifest(
+    model: PreTrainedModel,
+    texts: TokenisedTexts,
+    *,
+    sites: Sequence[str] = ("hidden",),
+    rows: Sequence[str],
+    layers: Sequence[int],
+    dtype: str,
+    fingerprints: Mapping[str, str],
+) -> Manifest:
+    """What a store of these texts has to hold.
+
+    Parameters
+    ----------
+    sites
+        Of `models.config.SITES`.
+    rows
+        Of "first", "mean", "tokens".
+    layers
+        0 to L; of what embeddings do not have, only those above 0.
+    dtype
+        "float32" or "float16".
+    fingerprints
+        What the rows are made from.
     """
-    columns = [c for c in ("example_id", "label", "text", "text_pair") if c in table]
-    first_row = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return table[columns].reset_index(drop=True).assign(part=part, first_row=first_row, n_rows=lengths)
+    anatomy, arrays = anatomy_of(model), {}
+    for site in sites:
+        of = [layer for layer in layers if layer > 0 or site == "hidden"]
+        if site in ("ffn_pre", "ffn_post"):
+            # A shared layer is the last one there is, whatever its number.
+            physical = [anatomy.layers[min(layer, len(anatomy.layers)) - 1] for layer in of]
+            widths = [len(cast(Tensor, parts["ffn_in"].bias)) for parts in physical]
+        else:
+            widths = [0 if site == "attention" else model.config.hidden_size] * len(of)
+        for way in ["tokens"] if site == "attention" else rows:
+            arrays[kind_of(site, way)] = ArrayInfo(site, way, dtype, of, widths)
+    by_token = any(info.rows == "tokens" for info in arrays.values())
+    return Manifest(
+        arrays=arrays,
+        num_examples=len(texts.examples),
+        num_tokens=int(texts.lengths.sum()) if by_token else 0,
+        num_classes=(model.config.num_labels or 0) if HEADS["classification"] in type(model).__name__ else 0,
+        fingerprints=dict(fingerprints),
+    )
 
 
-def token_rows(
-    example_ids: Iterable[str], input_ids: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase
-) -> pd.DataFrame:
-    """The tokens table of a store: one row a token of every text, in order."""
-    special = set(tokenizer.all_special_ids)
-    frames = [
-        pd.DataFrame({"example_id": example_id, "position": range(len(ids)), "token_id": ids})
-        for example_id, ids in zip(example_ids, input_ids, strict=True)
-    ]
-    tokens = pd.concat(frames, ignore_index=True)
-    names = {i: tokenizer.convert_ids_to_tokens(i) for i in tokens["token_id"].unique().tolist()}
-    tokens["token"] = tokens["token_id"].map(names)
-    tokens["is_special"] = tokens["token_id"].isin(special)
-    return tokens.rename_axis("row").reset_index()
+def plan_chunks(texts: TokenisedTexts, store: FeatureStore) -> list[Chunk]:
+    """All sequences in chunks of about `BYTES_PER_CHUNK`; a function of texts and arrays alone.
+
+    Where no array has rows by token, only first windows are read, and so only they are planned.
+    """
+    manifest = store.manifest
+    by_token = manifest.num_tokens > 0
+    sequences = np.arange(len(texts.lengths)) if by_token else np.flatnonzero(texts.is_first)
+    lengths = texts.lengths[sequences]
+    rows = manifest.num_tokens if by_token else manifest.num_examples
+    bytes_per_token = manifest.bytes_per_state() / max(1, rows) / (1 if by_token else lengths.mean())
+    cuts = np.flatnonzero(np.diff(np.cumsum(lengths) * bytes_per_token // BYTES_PER_CHUNK)) + 1
+    starts = np.cumsum(texts.lengths) - texts.lengths
+    chunks = []
+    for chosen in np.split(sequences, cuts):
+        owners = texts.owner[chosen[texts.is_first[chosen]]]  # none, in a chunk of later windows only
+        first_example = int(owners[0]) if len(owners) else 0
+        num_tokens = int(texts.lengths[chosen].sum()) if by_token else 0
+        chunks.append(Chunk(chosen, int(starts[chosen[0]]), num_tokens, first_example, len(owners)))
+    return chunks
 
 
 @torch.inference_mode()
-def extract_pooled(
+def extract_state(
     accelerator: Accelerator,
     model: PreTrainedModel,
-    batches: Iterable[Batch],
+    texts: TokenisedTexts,
+    tokenizer: PreTrainedTokenizerBase,
     store: FeatureStore,
     state: str,
-) -> np.ndarray:
-    """Write one state into `store` and return the logits of a classification head, [examples, classes].
+    *,
+    folder: str | None = None,
+    fingerprint: str = "",
+    batch_size: int = 64,
+    resume: bool = False,
+) -> None:
+    """Write one state into `store`. Every process calls this; each computes and writes its share.
 
-    Another head says nothing of a text as a whole, and nothing of it is stored: [examples, 0].
-    Rows are placed by the batch's `index`, so the order of `batches` (which must have gone through
-    `accelerator.prepare`) does not matter. The model's mode and attention backend are as before.
-    Only the main process writes; the others help with the forward pass.
+    Parameters
+    ----------
+    folder
+        Of the state in the store. Default: its name.
+    fingerprint
+        Of the model, for the manifest.
+    batch_size
+        Sequences in a forward pass.
+    resume
+        Keep what an interrupted attempt at this state has written.
 
     Raises
     ------
+    InputError
+        If a value is too large for the store's type.
     FloatingPointError
-        If a value is not finite in the store's type.
+        If a value is not finite.
     """
-    kinds, layers = store.manifest.kinds, store.manifest.layers
-    with_attention = "attention" in kinds
-    first_row = store.examples()["first_row"].to_numpy()
-    logits = np.zeros((0, 0), dtype=np.float32)
-    with _reading(model, with_attention), _on_main(accelerator, store, state) as arrays:
-        for batch in batches:
-            inputs = model_inputs(batch)
-            with accelerator.autocast():
-                output = model(**inputs, output_hidden_states=True, output_attentions=with_attention)
-            hidden = torch.stack([output.hidden_states[layer] for layer in layers], dim=1).float()
-            mask = inputs["attention_mask"]
-            pooled = {"first": hidden[:, :, 0], "mean": _masked_mean(hidden, mask)}
-            said = output.logits.float() if "logits" in output else hidden.new_zeros(len(hidden), 0)
-            index, said, gathered = accelerator.gather_for_metrics((batch["index"], said, pooled))
-            index, said = index.cpu().numpy(), said.cpu().numpy()
-            if not logits.size:
-                logits = np.zeros((store.manifest.num_examples, said.shape[1]), dtype=np.float32)
-            logits[index] = said
-            for kind in ("first", "mean") if arrays else ():
-                rows = _finite(gathered[kind].cpu().numpy().astype(store.manifest.dtype), state)
-                for position, layer in enumerate(layers):
-                    arrays[kind, layer][index] = rows[:, position]
-            if with_attention:
-                _write_attention(accelerator, arrays, output.attentions, batch, first_row)
-    if accelerator.is_main_process and logits.size:
-        store.write_predictions(state, logits)
-    return logits
-
-
-def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """[batch, layers, seq, width], [batch, seq] → [batch, layers, width], over real tokens."""
-    weights = mask[:, None, :, None].to(hidden.dtype)
-    return (hidden * weights).sum(dim=2) / weights.sum(dim=2)
-
-
-def _write_attention(
-    accelerator: Accelerator,
-    arrays: dict[tuple[str, int], np.ndarray],
-    attentions: tuple[Tensor, ...],
-    batch: Batch,
-    first_row: np.ndarray,
-) -> None:
-    # [batch, layers, seq]: how much the first token looks at each position, mean over heads
-    attention = torch.stack([a[:, :, 0].mean(dim=1) for a in attentions], dim=1).float()
-    padded = accelerator.pad_across_processes((attention, batch["attention_mask"]), dim=-1)
-    index, attention, mask = accelerator.gather_for_metrics((batch["index"], *padded))
-    if not arrays:
-        return
-    index, attention, mask = index.cpu().numpy(), attention.cpu().numpy(), mask.cpu().numpy().astype(bool)
-    rows = np.concatenate([first_row[i] + np.arange(m.sum()) for i, m in zip(index, mask, strict=True)])
-    for position in range(attention.shape[1]):
-        arrays["attention", position + 1][rows] = attention[:, position][mask]
-
-
-def _finite(rows: np.ndarray, state: str) -> np.ndarray:
-    if not np.isfinite(rows).all():
-        raise FloatingPointError(f"features of {state} are not finite as {rows.dtype}")
-    return rows
-
-
-@contextmanager
-def _on_main(accelerator: Accelerator, store: FeatureStore, state: str) -> Iterator[dict[tuple[str, int], np.ndarray]]:
+    folder = folder or state
     if accelerator.is_main_process:
-        with store.write_state(state) as arrays:
-            yield arrays
-    else:
-        yield {}
+        begin_state(store, folder, resume=resume)
+    accelerator.wait_for_everyone()
+    writer = StateWriter(store, folder)
+    missing = [chunk for chunk in plan_chunks(texts, store) if chunk.name not in writer.done]
+    accelerator.wait_for_everyone()  # nobody marks a chunk before everybody has read the marks
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    batches = [_batches(chunk, texts.lengths, batch_size) for chunk in mine]
+    inputs = [name for name in texts.sequences.column_names if name in MODEL_INPUTS]
+    loader = DataLoader(
+        texts.sequences.select_columns(inputs),  # type: ignore[arg-type]  # a map-style dataset with __getitems__
+        batch_sampler=[batch.tolist() for of_chunk in batches for batch in of_chunk],
+        collate_fn=Collator(tokenizer, token_rows=True),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    wanted = {info.site: info.layers for info in store.manifest.arrays.values()}
+    total = sum(int(texts.lengths[chunk.sequences].sum()) for chunk in mine)
+    quiet = total < BAR_FROM or not accelerator.is_main_process
+    with (
+        _evaluating(model),
+        recording(model, wanted) as record,
+        tqdm(total=total, unit="tokens", unit_scale=True, desc=f"extract {state}", disable=quiet) as bar,
+    ):
+        loaded = iter(loader)
+        for chunk, of_chunk in zip(mine, batches, strict=True):
+            rows = _ChunkRows(store.manifest, texts, chunk, accelerator.device)
+            for sequences in of_chunk:
+                batch = send_to_device(model_inputs(next(loaded)), accelerator.device, non_blocking=True)
+                with accelerator.autocast():
+                    rows.place(record(batch), sequences)
+                bar.update(int(texts.lengths[sequences].sum()))
+            rows.write(writer, state)
+            writer.finished(chunk.name)
+    writer.sync()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finish_state(store, state, folder, fingerprint)
+    accelerator.wait_for_everyone()
+
+
+class _ChunkRows:
+    """The rows of one chunk, on the device that computes them, in the order and the type of the store."""
+
+    def __init__(self, manifest: Manifest, texts: TokenisedTexts, chunk: Chunk, device: torch.device) -> None:
+        self.chunk, self.arrays, self.lengths = chunk, manifest.arrays, texts.lengths
+        starts = np.cumsum(texts.lengths[chunk.sequences]) - texts.lengths[chunk.sequences]
+        self.starts = dict(zip(chunk.sequences.tolist(), starts.tolist(), strict=True))
+        first = chunk.sequences[texts.is_first[chunk.sequences]]
+        self.example_rows = {int(s): int(texts.owner[s]) - chunk.first_example_row for s in first}
+        self.buffers: dict[tuple[str, int], Tensor] = {}
+        for kind, info in manifest.arrays.items():
+            rows = chunk.num_tokens if info.rows == "tokens" else chunk.num_examples
+            for layer, width in zip(info.layers, info.widths, strict=True):
+                shape = (rows, width) if width else (rows,)
+                self.buffers[kind, layer] = torch.empty(shape, dtype=getattr(torch, info.dtype), device=device)
+        self.logits = torch.empty(chunk.num_examples, manifest.num_classes, device=device)
+
+    def place(self, recorded: Recorded, sequences: np.ndarray) -> None:
+        """Put one batch, of these `sequences`, where it belongs."""
+        packing, device = recorded.packing, recorded.packing.rows.device
+        firsts = [i for i, sequence in enumerate(sequences) if sequence in self.example_rows]
+        in_batch = torch.tensor(firsts, device=device)
+        example_rows = torch.tensor([self.example_rows[sequences[i]] for i in firsts], device=device)
+        starts = torch.tensor([self.starts[sequence] for sequence in sequences], device=device)
+        text, position = packing.rows // packing.shape[1], packing.rows % packing.shape[1]
+        token_rows = starts[text] + position
+        for (kind, layer), buffer in self.buffers.items():
+            info = self.arrays[kind]
+            values = recorded.values[info.site, layer]
+            if info.rows == "tokens":
+                buffer.index_copy_(0, token_rows, values.to(buffer.dtype))
+            elif info.rows == "first":
+                rows = values.index_select(0, packing.firsts[in_batch])
+                buffer.index_copy_(0, example_rows, rows.to(buffer.dtype))
+            else:
+                lengths = torch.tensor(self.lengths[sequences][firsts], device=device)
+                rows = packing.unpack(values.float())[in_batch].sum(dim=1) / lengths[:, None]
+                buffer.index_copy_(0, example_rows, rows.to(buffer.dtype))
+        if self.logits.shape[1]:
+            self.logits.index_copy_(0, example_rows, recorded.output.logits[in_batch].float())
+
+    def write(self, writer: StateWriter, state: str) -> None:
+        """Check the rows and hand them over."""
+        for (kind, layer), buffer in self.buffers.items():
+            _check_finite(buffer, kind, layer, state)
+            by_token = self.arrays[kind].rows == "tokens"
+            first_row = self.chunk.first_token_row if by_token else self.chunk.first_example_row
+            writer.write(kind, layer, first_row, buffer.cpu().numpy())
+        if self.logits.shape[1]:
+            writer.write_logits(self.chunk.first_example_row, self.logits.cpu().numpy())
+
+
+def _check_finite(rows: Tensor, kind: str, layer: int, state: str) -> None:
+    if rows.isfinite().all():
+        return
+    where = f"{kind} of layer {layer}, {state}"
+    if rows.dtype == torch.float16 and not rows.isnan().any():
+        largest = torch.finfo(torch.float16).max
+        raise InputError(f"--dtype float16: {where} has values beyond {largest:,.0f}; accepted here: float32")
+    raise FloatingPointError(f"features are not finite: {where}")
+
+
+def _batches(chunk: Chunk, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The sequences of a chunk, longest first, in batches."""
+    order = chunk.sequences[np.argsort(-lengths[chunk.sequences], kind="stable")]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @contextmanager
-def _reading(model: PreTrainedModel, with_attention: bool) -> Iterator[None]:
-    """Evaluation mode; eager attention where the weights are asked for (sdpa returns none)."""
-    was_training, backend = model.training, model.config._attn_implementation
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
     model.eval()
-    if with_attention:
-        model.set_attn_implementation("eager")
     try:
         yield
     finally:
         model.train(was_training)
-        model.set_attn_implementation(backend)
-
-
-def pooled_layers(model: PreTrainedModel) -> list[int]:
-    """All layers of `model`, 0 (embeddings) to L."""
-    return list(range(anatomy_of(model).depth + 1))

@@ -54,6 +54,8 @@ class Anatomy:
     """One entry per *physical* layer: component name → module. ALBERT shares one entry."""
     depth: int
     """Number of layers in the forward pass, L; larger than `len(layers)` where layers are shared."""
+    head_size: int
+    """Width of one attention head."""
     pooler: list[nn.Module] = field(default_factory=list)
     """The modules between the last layer and the head, where the encoder itself has them."""
     stack: nn.Module | None = None
@@ -117,6 +119,10 @@ def max_length(config: PretrainedConfig) -> int:
     return config.max_position_embeddings - offset
 
 
+def _head_size(config: PretrainedConfig) -> int:
+    return config.hidden_size // config.num_attention_heads
+
+
 def _bert(encoder: Any) -> Anatomy:
     embeddings = encoder.embeddings
     return Anatomy(
@@ -140,6 +146,7 @@ def _bert(encoder: Any) -> Anatomy:
             for layer in encoder.encoder.layer
         ],
         depth=encoder.config.num_hidden_layers,
+        head_size=_head_size(encoder.config),
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
         stack=encoder.encoder,
         last_attention_output=encoder.encoder.layer[-1].attention.output,
@@ -173,6 +180,7 @@ def _distilbert(encoder: Any) -> Anatomy:
             for layer in encoder.transformer.layer
         ],
         depth=encoder.config.num_hidden_layers,
+        head_size=_head_size(encoder.config),
         stack=encoder.transformer,
     )
 
@@ -202,6 +210,7 @@ def _albert(encoder: Any) -> Anatomy:
             for layer in group.albert_layers
         ],
         depth=encoder.config.num_hidden_layers,
+        head_size=_head_size(encoder.config),
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
         stack=encoder.encoder,
     )
@@ -230,6 +239,7 @@ def _flaubert(encoder: Any) -> Anatomy:
             )
         ],
         depth=encoder.config.n_layers,
+        head_size=_head_size(encoder.config),
     )
 
 

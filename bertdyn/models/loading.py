@@ -7,6 +7,8 @@ checkpoint can start one of the embedding variants.
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -94,10 +96,30 @@ def load_model(
     if task == "classification":
         config.problem_type = "single_label_classification"
     auto_class = AUTO_CLASSES[task]
-    try:
+    with _loading(name):
         if from_scratch:
             return auto_class.from_config(config, trust_remote_code=trust_remote_code).float()
         return auto_class.from_pretrained(name, config=config, dtype="float32", trust_remote_code=trust_remote_code)
+
+
+def load_encoder(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The encoder `name` in float32, without whatever head its checkpoint may have.
+
+    Raises
+    ------
+    InputError
+        Unknown name or family, or weights that cannot be read.
+    """
+    name = local_name(name)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    with _loading(name):
+        return AutoModel.from_pretrained(name, config=config, dtype="float32", trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"--model_name_or_path {name!r} cannot be loaded: {_first_line(error)}") from error
 

@@ -9,8 +9,9 @@ either (in families whose layer has a seam there: BERT, RoBERTa, CamemBERT and t
 
 Logits and gradients are those of the padded model. Hooks on the model do it, through the public attention
 interface of transformers; no class of any family is touched, and nothing of it is saved with the model.
-A call that asks for hidden states or attentions runs padded, since those are recorded inside the encoder; so do
-calls under gradient checkpointing, and with another attention implementation. Not made for torch.compile.
+A call that asks for hidden states or attentions runs padded, since those are recorded inside the encoder, unless
+it brings its own `packing`; so do calls under gradient checkpointing, and with another attention implementation.
+Not made for torch.compile.
 
 Where attention runs: on a GPU as one variable-length call over jagged tensors (flash attention in half
 precision, memory-efficient attention in float32); on a CPU, whose kernels know no such thing, queries, keys
@@ -128,9 +129,10 @@ def is_unpadded(model: PreTrainedModel) -> bool:
 
 
 def run_unpadded(model: PreTrainedModel) -> None:
-    """Make `model` compute no padding from now on; its forward then accepts `token_rows`, too.
+    """Make `model` compute no padding from now on; its forward then accepts `token_rows` or `packing`, too.
 
-    To be called once on a model.
+    With a `packing`, from `packing_of`, every token goes through every layer, and what is recorded inside
+    the encoder is packed, [1, tokens, …]. To be called once on a model.
 
     Raises
     ------
@@ -162,10 +164,15 @@ class _Hooks:
     def __init__(self, firsts_only: bool, drops_unread: bool) -> None:
         self.firsts_only, self.drops_unread = firsts_only, drops_unread
         self.packing: Packing | None = None
+        self.all_tokens = False
 
     def start(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        self.packing = None  # a call that was interrupted by Ctrl-C leaves its own behind
+        # Set anew in every call: one that was interrupted by Ctrl-C leaves its own behind.
+        self.packing = kwargs.pop("packing", None)
+        self.all_tokens = not self.firsts_only or self.packing is not None
         token_rows, mask = kwargs.pop("token_rows", None), kwargs.get("attention_mask")
+        if self.packing is not None:
+            return args, kwargs
         recorded = any(
             kwargs.get(name, getattr(model.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
@@ -185,7 +192,7 @@ class _Hooks:
 
     def drop_unread(self, module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, ...] | None:
         """Behind its attention, the last layer computes only the tokens that the head reads."""
-        if self.packing is None:
+        if self.packing is None or self.all_tokens:
             return None
         return tuple(tokens.index_select(1, self.packing.firsts) for tokens in args)
 
@@ -193,11 +200,11 @@ class _Hooks:
         if self.packing is None:
             return None
         packed = output.last_hidden_state[0]
-        if self.firsts_only:
+        if self.all_tokens:
+            output.last_hidden_state = self.packing.unpack(packed)
+        else:
             firsts = packed if self.drops_unread else packed.index_select(0, self.packing.firsts)
             output.last_hidden_state = firsts[:, None]
-        else:
-            output.last_hidden_state = self.packing.unpack(packed)
         return output
 
     def stop(self, model: nn.Module, args: tuple, output: Any) -> None:

@@ -3,15 +3,19 @@
 # HfArg returns a dataclasses.Field, which stands for the default value.
 # mypy: disable-error-code="assignment"
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
 from transformers.hf_argparser import HfArg
 
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.errors import InputError
-from bertdyn.models.config import ModelConfig
-from bertdyn.training.config import TrainingConfig
+from bertdyn.models.config import SITES, ModelConfig
+from bertdyn.training.config import PRECISIONS, TrainingConfig
+
+ROWS = ("first", "mean", "tokens")
+DTYPES = ("float16", "float32")
 
 
 @dataclass
@@ -76,3 +80,109 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
         scratch = "-scratch" if self.from_scratch else ""
         seeds = f"{len(self.seed_list())}-seeds" if self.seeds else f"s{self.seed}"
         return f"{dataset}-{model}{scratch}-{seeds}-fine-tune"
+
+
+@dataclass
+class ExtractConfig(DataConfig):
+    """All options of extraction. Data options go with --model_name_or_path; a run brings its own."""
+
+    source_run_id: Optional[str] = HfArg(
+        default=None, help="A fine-tune (or prune) run: its texts go through the model in each of --states."
+    )
+    states: str = HfArg(
+        default="pretrained,best",
+        help="'pretrained', 'best', 'last', 'epoch_001', 'step_000004', or 'all' that were kept, in the order of time.",
+    )
+    model_name_or_path: Optional[str] = HfArg(
+        default=None,
+        help="Instead of --source_run_id: any model, as fine-tune takes it, on the texts of the data options. "
+        "Its one state is called 'model'.",
+    )
+    tokenizer_name: Optional[str] = HfArg(
+        default=None, help="Hub id or folder of the tokenizer, with --model_name_or_path. Default: that of the model."
+    )
+    parts: str = HfArg(
+        default="train,probe",
+        help="Of train, validation, probe, test; fewer examples of a part by "
+        "--max_train_samples, --max_probe_samples, … (seeded, nested).",
+    )
+    layers: str = HfArg(
+        default="all", help="'all', or numbers: '0,3,6'; 0 is the output of the embeddings, -1 the last layer."
+    )
+    rows: str = HfArg(
+        default="tokens",
+        help="tokens (every token, special ones flagged), first (the first token), mean (over the text); '…,…' for "
+        "several. Question answering: first and mean are those of the first window.",
+    )
+    activations: str = HfArg(
+        default="hidden",
+        help="hidden (states), attention_output (what attention adds), ffn_pre and ffn_post (neurons before and "
+        "after the activation function), attention (of the first token, mean over heads); '…,…' for several.",
+    )
+    dtype: str = HfArg(default="float16", help="float16, or float32; a value that float16 cannot hold is an error.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="Texts a forward pass on each device.")
+    mixed_precision: str = HfArg(default="no", help="no (float32), bf16 or fp16: of the forward pass.")
+    trust_remote_code: bool = HfArg(
+        default=False, help="Run the Python code that comes with a checkpoint. Only for sources you trust."
+    )
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-extract.")
+    resume_run_id: Optional[str] = HfArg(
+        default=None, help="Go on with this interrupted run; only the missing rows are computed."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.resume_run_id and bool(self.source_run_id) == bool(self.model_name_or_path):
+            raise InputError("give --source_run_id <fine-tune run> or --model_name_or_path <model>, one of the two")
+        if self.tokenizer_name and self.source_run_id:
+            raise InputError("--tokenizer_name: a run brings its own tokenizer; leave it out with --source_run_id")
+        for name, accepted in (("dtype", DTYPES), ("mixed_precision", PRECISIONS)):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"--{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
+        if self.per_device_eval_batch_size < 1:
+            raise InputError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size}: accepted: 1 or more")
+        choices(self.parts, "parts", PARTS)
+        choices(self.rows, "rows", ROWS)
+        choices(self.activations, "activations", SITES)
+        choices(self.states, "states")
+        self.layer_numbers(depth=None)
+
+    def layer_numbers(self, depth: int | None) -> list[int]:
+        """The layers, 0 to `depth`, in order; checked as far as that goes without a depth.
+
+        Raises
+        ------
+        InputError
+            If there is no such layer.
+        """
+        if self.layers == "all":
+            return list(range((depth or 0) + 1))
+        try:
+            numbers = [int(number) for number in self.layers.split(",")]
+        except ValueError:
+            raise InputError(f"--layers {self.layers!r}: accepted are 'all', or numbers such as '0,3,6'") from None
+        if depth is None:
+            return numbers
+        wrong = [number for number in numbers if not -depth - 1 <= number <= depth]
+        if wrong:
+            raise InputError(
+                f"--layers {self.layers!r}: the model has no layer {wrong[0]}; accepted are 0 (embeddings) to {depth}, "
+                "or -1 for the last"
+            )
+        return sorted({number % (depth + 1) for number in numbers})
+
+
+def choices(value: str, flag: str, accepted: Sequence[str] | None = None) -> list[str]:
+    """The words of a list such as 'train,probe', each once.
+
+    Raises
+    ------
+    InputError
+        If there is none, or one that is not accepted.
+    """
+    words = list(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+    wrong = [word for word in words if accepted is not None and word not in accepted]
+    if wrong or not words:
+        among = f"accepted are {', '.join(accepted)}" if accepted else "accepted are one or more names"
+        raise InputError(f"--{flag} {value!r}: {among}")
+    return words

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -21,8 +20,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from bertdyn.data.tokenization import tokenizer_fingerprint
-from bertdyn.features.extraction import example_rows, extract_pooled, pooled_layers, token_rows
-from bertdyn.features.store import FeatureStore, Manifest
+from bertdyn.features.extraction import extract_state, make_manifest
+from bertdyn.features.store import FeatureStore
+from bertdyn.features.texts import texts_of
+from bertdyn.features.writing import create_store
+from bertdyn.models.anatomy import anatomy_of
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.findings import Findings
 from bertdyn.steps.fine_tune_report import write_report
@@ -33,7 +35,6 @@ from bertdyn.steps.preparation import (
     load_texts,
     make_accelerator,
     make_task,
-    probe_batches,
     record_inputs,
     start_model,
 )
@@ -113,7 +114,11 @@ def make_job(config: FineTuneConfig, tracker: Tracker) -> tuple[Job, Progress | 
     InputError
         Whatever is wrong with data, model or options.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(
+        config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        with_frozen=bool(config.freeze_layers or config.freeze_embeddings),
+    )
     folder = Path(broadcast_object_list([str(tracker.folder)])[0])
     if accelerator.is_main_process:
         tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
@@ -208,41 +213,41 @@ def make_dynamics(job: Job, progress: Progress | None) -> Dynamics:
 
 def make_extraction(job: Job, progress: Progress | None) -> Listener:
     """Pooled features of the probe part after every epoch."""
-    folder, part = job.folder / "features", "probe"
-    table = job.texts.data.parts[part]
-    tokens, batches = probe_batches(job.config, job.texts, job.accelerator)
+    folder, config, model = job.folder / "features", job.config, job.model
+    texts = texts_of(job.texts.data, job.texts.tokens, ["probe"])
     if job.accelerator.is_main_process and progress:
         FeatureStore.open(folder, only=[f"epoch_{epoch:03d}" for epoch in range(progress.epoch + 1)])
     elif job.accelerator.is_main_process:
-        lengths = np.array(tokens["length"])
-        with_tokens = job.config.store_attention
-        manifest = Manifest(
-            width=job.model.config.hidden_size,
-            layers=pooled_layers(job.model),
-            num_examples=len(table),
-            num_tokens=int(lengths.sum()) if with_tokens else 0,
-            kinds=["first", "mean"] + (["attention"] if with_tokens else []),
+        manifest = make_manifest(
+            model,
+            texts,
+            sites=["hidden", "attention"] if config.store_attention else ["hidden"],
+            rows=["first", "mean"],
+            layers=range(anatomy_of(model).depth + 1),
             dtype="float32",
             fingerprints={
                 "data": job.texts.data.fingerprint,
                 "tokenizer": tokenizer_fingerprint(job.texts.tokenizer),
-                "model": f"{job.config.model_name_or_path}, seed {job.config.seed}",
                 "run_id": job.tracker.run_id or "",
             },
         )
-        FeatureStore.create(
-            folder,
-            example_rows(table, part, lengths),
-            manifest,
-            token_rows(table["example_id"], tokens["input_ids"], job.texts.tokenizer) if with_tokens else None,
-        )
+        create_store(folder, manifest, texts.example_table(), texts.token_pieces(job.texts.tokenizer))
         job.tracker.publish("features")
     job.accelerator.wait_for_everyone()
     store = FeatureStore.open(folder)
 
     def extract(progress: Progress) -> None:
         state = f"epoch_{progress.epoch:03d}"
-        extract_pooled(job.accelerator, job.model, batches, store, state)
+        extract_state(
+            job.accelerator,
+            model,
+            texts,
+            job.texts.tokenizer,
+            store,
+            state,
+            fingerprint=f"{config.model_name_or_path}, seed {config.seed}, epoch {progress.epoch}",
+            batch_size=config.per_device_eval_batch_size,
+        )
         if job.accelerator.is_main_process:
             for path in (state, "examples.parquet", "manifest.json"):  # the manifest, which names the state, last
                 job.tracker.publish(f"features/{path}")

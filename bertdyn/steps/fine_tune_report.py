@@ -50,7 +50,7 @@ def features_figure(store: FeatureStore, label_names: list[str], title: str) -> 
     """PCA of first-token features, layer × epoch; at layer 0 the first token is the same in all texts."""
     bases = {
         layer: fixed_basis([store.array("first", state, layer) for state in store.states])
-        for layer in store.manifest.layers
+        for layer in store.layers("first")
         if layer > 0
     }
     return pca_grid(bases, store.states, store.examples()["label"].to_numpy(), label_names, title)

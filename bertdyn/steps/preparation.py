@@ -5,12 +5,10 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,32 +41,35 @@ class Texts(NamedTuple):
     """Part → tokenised rows."""
 
 
-def make_accelerator(config: FineTuneConfig) -> Accelerator:
+def make_accelerator(
+    mixed_precision: str, *, gradient_accumulation_steps: int = 1, with_frozen: bool = False
+) -> Accelerator:
     """Device, precision and processes, as accelerate or torchrun set them up.
+
+    Parameters
+    ----------
+    with_frozen
+        Whether parts of the model are frozen, and so get no gradient.
 
     Raises
     ------
     InputError
-        If this machine cannot train in that precision.
+        If this machine cannot compute in that precision.
     """
     on_cpu = not torch.accelerator.is_available()
-    if on_cpu and config.mixed_precision == "fp16":  # accelerate would train in float32 and not say so
+    if on_cpu and mixed_precision == "fp16":  # accelerate would train in float32 and not say so
         raise InputError("--mixed_precision fp16: there is no GPU here; accepted on a CPU are no, bf16")
     AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
     try:
         return Accelerator(
             cpu=on_cpu,  # said outright, else accelerate ignores torchrun on a CPU
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    find_unused_parameters=bool(config.freeze_layers or config.freeze_embeddings)
-                )
-            ],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=with_frozen)],
         )
     except ValueError as error:  # a GPU without bfloat16
-        raise InputError(f"--mixed_precision {config.mixed_precision}: {error}") from error
+        raise InputError(f"--mixed_precision {mixed_precision}: {error}") from error
 
 
 def load_texts(config: FineTuneConfig, accelerator: Accelerator) -> Texts:
@@ -184,17 +185,3 @@ def batches_of(
         token_rows=is_unpadded(model),
     )
     return loader if training else accelerator.prepare(loader)
-
-
-def probe_batches(config: FineTuneConfig, texts: Texts, accelerator: Accelerator) -> tuple[Dataset, DataLoader]:
-    """The rows that features are taken from, one per example of the probe part, and their batches.
-
-    A question's features are those of its first window.
-    """
-    rows = texts.tokens["probe"]
-    if texts.data.task == "question-answering":
-        # A table of its own: `select` would write into the folder of the cache entry, which then looked damaged.
-        rows = Dataset(rows.with_format("arrow")[np.flatnonzero(np.array(rows["window"]) == 0)])
-        rows = rows.remove_columns("index").add_column("index", np.arange(len(rows)))
-    loader = make_batches(rows, texts.tokenizer, config.per_device_eval_batch_size, shuffle=False)
-    return rows, accelerator.prepare(loader)

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TypeVar
 
 from accelerate import Accelerator
 
 from bertdyn.errors import InputError
-from bertdyn.steps.config import FineTuneConfig
+from bertdyn.steps.config import ExtractConfig, FineTuneConfig
 from bertdyn.tracking.locations import check_unfinished, load_run_config
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
@@ -16,15 +17,16 @@ from bertdyn.training.checkpoints import (
 )
 from bertdyn.training.loop import Progress
 
+Config = TypeVar("Config", FineTuneConfig, ExtractConfig)
 
-def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
+
+def resumed_config(config: Config, given: set[str]) -> Config:
     """The options with which the run `config.resume_run_id` was started.
 
     Raises
     ------
     InputError
-        If there is no such fine-tuning run, it has ended well, or an option that was given now says
-        something else.
+        If there is no such run, it has ended well, or an option that was given now says something else.
     """
     run_id = config.resume_run_id or ""
     stored = load_run_config(run_id)
@@ -35,10 +37,12 @@ def resumed_config(config: FineTuneConfig, given: set[str]) -> FineTuneConfig:
                 "a resumed run keeps its options, so leave the flag out"
             )
     check_unfinished(run_id)
-    fields = {field.name for field in dataclasses.fields(FineTuneConfig)}
+    fields = {field.name for field in dataclasses.fields(config)}
     if set(stored) != fields:
-        raise InputError(f"--resume_run_id {run_id}: that run was made by another version of bertdyn")
-    return FineTuneConfig(**stored | {"resume_run_id": run_id})
+        raise InputError(
+            f"--resume_run_id {run_id}: that run was made by another version of bertdyn, or another command"
+        )
+    return type(config)(**stored | {"resume_run_id": run_id})
 
 
 def earlier_progress(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_MANIFEST = "checkpoints/manifest.json"
+CHECKPOINTS = "checkpoints/manifest.json"
 
 
 def resolve_model(name: str) -> str:
@@ -54,11 +54,33 @@ def load_run_config(run_id: str) -> dict[str, Any]:
     InputError
         If the run does not exist or has none, or it cannot be read now.
     """
-    return _fresh_json(_run(run_id), "config.json")
+    return load_run_json(run_id, "config.json")
+
+
+def load_run_json(run_id: str, path: str) -> dict[str, Any]:
+    """A small JSON artifact of a run.
+
+    Raises
+    ------
+    InputError
+        If the run does not exist or has no such artifact, or it cannot be read now.
+    """
+    return _fresh_json(_run(run_id), path)
+
+
+def run_folder(run_id: str, path: str) -> Path:
+    """A folder of a run's artifacts on this machine, downloaded where it is on another.
+
+    Raises
+    ------
+    InputError
+        If the run does not exist or has no such artifact, or it cannot be read now.
+    """
+    return _artifact(_run(run_id), path)
 
 
 def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_run_id") -> None:
-    """Checks that a step can take this run as its source.
+    """Checks that a step can take this run as its source: a finished run of the right stage.
 
     Parameters
     ----------
@@ -72,7 +94,7 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
     Raises
     ------
     InputError
-        If the run does not exist, is of another stage, or only holds runs of several seeds.
+        If the run does not exist, is of another stage, is still going, or only holds runs of several seeds.
     """
     from mlflow.exceptions import MlflowException
 
@@ -85,6 +107,10 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
         raise InputError(f"--{flag}: run {run_id} was not made by bertdyn: it has no tag bertdyn.stage")
     if stage not in stages:
         raise InputError(f"--{flag}: run {run_id} is a {stage} run; give a {' or '.join(stages)} run")
+    if run.info.status in ("RUNNING", "SCHEDULED"):
+        raise InputError(
+            f"--{flag}: run {run_id} is still going (or was killed: then finish it with --resume_run_id {run_id})"
+        )
     try:
         same = [child for child in children(client, run) if child.data.tags.get("bertdyn.stage") == stage]
     except MlflowException as error:
@@ -150,7 +176,7 @@ def _run_model(run_id: str, path: str) -> Path:
         raise InputError(f"--model_name_or_path 'runs:/{run_id}/{path}': give runs:/<run id>/checkpoints/<state>")
     run = _run(run_id)
     if first == "checkpoints" and "/" not in state:
-        manifest = _fresh_json(run, _MANIFEST)
+        manifest = _fresh_json(run, CHECKPOINTS)
         states = manifest["states"]
         known = {*states, *states.values(), *manifest.get("checkpoints", ())}
         if state not in known:

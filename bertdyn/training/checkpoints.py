@@ -132,6 +132,7 @@ class Checkpoints(Listener):
         return {
             "states": {name: f"epoch_{epoch:03d}" for name, epoch in states.items()},
             "checkpoints": sorted(p.parent.name for p in (self.folder / "checkpoints").glob("[es]*/config.json")),
+            "updates_per_epoch": progress.step // max(1, progress.epoch),
             "metric": self.metric,
             "history": [{"epoch": epoch, **metrics} for epoch, metrics in enumerate(progress.history)],
         }

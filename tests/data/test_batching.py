@@ -6,9 +6,8 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
 from bertdyn.data.batching import make_batches, model_inputs
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
-from bertdyn.data.text_data import PARTS
 from bertdyn.data.tokenization import tokenize_parts
 
 

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
 from bertdyn.data.parts import PRIORITY, carve, drop_repeats, subset
-from bertdyn.data.text_data import PARTS
 
 
 def frame(texts, part="train"):

@@ -6,9 +6,8 @@ import datasets
 import pandas as pd
 import pytest
 
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
-from bertdyn.data.text_data import PARTS
 
 EXPECTED = {
     # dataset, folder: label names, rows of train / validation / probe / test, repeats dropped

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from bertdyn.data import squad
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
 from bertdyn.data.squad import load_squad, read_squad
-from bertdyn.data.text_data import PARTS, fingerprint_parts
+from bertdyn.data.text_data import fingerprint_parts
 from bertdyn.errors import InputError
 
 

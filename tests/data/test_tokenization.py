@@ -7,9 +7,8 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
-from bertdyn.data.text_data import PARTS
 from bertdyn.data.tokenization import tokenize_parts, tokenizer_fingerprint
 from bertdyn.errors import InputError
 

@@ -13,9 +13,8 @@ from tokenizers.processors import RobertaProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bertdyn.data.batching import make_batches, model_inputs
-from bertdyn.data.config import DataConfig
+from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
-from bertdyn.data.text_data import PARTS
 from bertdyn.data.tokenization import tokenize_parts
 from bertdyn.data.windows import WORD, make_windows
 from bertdyn.errors import InputError

@@ -96,7 +96,7 @@ def test_features_of_every_epoch(finished):
     _, run, _ = finished
     store = FeatureStore.open(artifacts(run) / "features")
     assert store.states == ["epoch_000", "epoch_001", "epoch_002"]
-    assert store.manifest.layers == [0, 1, 2]
+    assert store.layers("first") == [0, 1, 2]
     examples = store.examples()
     assert len(examples) == 40
     assert examples["n_rows"].sum() == len(store.tokens()) == len(store.array("attention", "epoch_001", 2))

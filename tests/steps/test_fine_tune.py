@@ -41,7 +41,7 @@ def test_every_family_trains_and_is_kept(checkpoints, family, tmp_path, caplog):
     trained = dynamics[(dynamics["epoch"] == 2) & dynamics["component"].isin(["query", "ffn_in", "word_embeddings"])]
     assert (trained["update_norm"] > 0).all()
     store = FeatureStore.open(tmp_path / "features")
-    assert store.manifest.layers == list(range(LAYERS + 1))
+    assert store.layers("first") == list(range(LAYERS + 1))
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {m["step"] for m in metrics if m["key"] == "eval/loss"} == {0, 1, 2}
     # the kept model says of the probe part what the stored predictions say

@@ -148,14 +148,18 @@ def test_features_are_those_of_the_first_window_of_each_question(trained):
     """Every layer, first token and mean, as the kept checkpoint gives them to transformers alone."""
     store = FeatureStore.open(trained.folder / "features")
     assert store.states == ["epoch_000", "epoch_001", "epoch_002"]
-    assert store.manifest.layers == list(range(LAYERS + 1))
+    assert store.layers("first") == list(range(LAYERS + 1))
     examples, frame = store.examples(), trained.data.parts["probe"]
     assert examples["example_id"].tolist() == frame["example_id"].tolist()
-    windows = trained.first_windows()
-    assert examples["n_rows"].tolist() == [window["input_ids"].shape[1] for window in windows]
+    windows, tokens = trained.first_windows(), store.tokens()
     data = json.loads((trained.folder / "data.json").read_text())
     assert 0 < data["questions_in_windows"]["probe"] < len(frame), "some questions have several windows, some one"
-    assert store.tokens()["token_id"].tolist() == [i for w in windows for i in w["input_ids"][0].tolist()]
+    in_first = tokens[tokens["window_id"] == 0]
+    assert in_first["token_id"].tolist() == [i for w in windows for i in w["input_ids"][0].tolist()]
+    by_example = tokens.groupby("example_id", sort=False)["row"]
+    assert examples["n_rows"].tolist() == by_example.size().tolist()
+    assert examples["first_row"].tolist() == by_example.min().tolist()
+    assert tokens["window_id"].max() > 0
     for epoch in (1, 2):
         state = f"epoch_00{epoch}"
         model = AutoModelForQuestionAnswering.from_pretrained(trained.folder / "checkpoints" / state).eval()
@@ -167,7 +171,8 @@ def test_features_are_those_of_the_first_window_of_each_question(trained):
             assert torch.isfinite(mean).all()
             torch.testing.assert_close(first, torch.stack([h[layer][0, 0] for h in hidden]), atol=1e-5, rtol=0)
             torch.testing.assert_close(mean, torch.stack([h[layer][0].mean(0) for h in hidden]), atol=1e-5, rtol=0)
-        looks = np.add.reduceat(store.array("attention", state, LAYERS), examples["first_row"])
+        looks = tokens.assign(attention=store.array("attention", state, LAYERS).astype(np.float64))
+        looks = looks.groupby(["example_id", "window_id"])["attention"].sum()
         np.testing.assert_allclose(looks, 1, atol=1e-5)
 
 

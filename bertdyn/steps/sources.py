@@ -1,0 +1,120 @@
+"""What a step takes from the run that it starts from: its data, its checkpoints."""
+
+import dataclasses
+from typing import NamedTuple
+
+from bertdyn.data.config import PARTS, DataConfig
+from bertdyn.data.loading import load_data
+from bertdyn.data.text_data import TextData
+from bertdyn.errors import InputError
+from bertdyn.steps.config import ExtractConfig, FineTuneConfig, choices
+from bertdyn.tracking.locations import CHECKPOINTS, load_run_config, load_run_json, require_source, resolve_model
+
+MODEL_STAGES = ("fine-tune", "prune")
+LIMITS = {f"max_{part}_samples" for part in PARTS}
+"""Options that make parts smaller; a step may take fewer examples than its source had."""
+
+
+class State(NamedTuple):
+    """One kept checkpoint of a run."""
+
+    name: str
+    """As it was asked for: `best`."""
+    checkpoint: str
+    """`epoch_003`"""
+    updates: int
+    """Optimiser updates before it."""
+    location: str
+    """What `from_pretrained` takes."""
+
+
+def with_source_data(config: ExtractConfig) -> ExtractConfig:
+    """`config` with the data options of its source run, if it has one; its own limits on examples stay.
+
+    Raises
+    ------
+    InputError
+        If the source is no finished fine-tune or prune run, or `config` says something else about the data.
+    """
+    run_id = config.source_run_id
+    if not run_id:
+        return config
+    source, defaults = _data_config(run_id), DataConfig()
+    taken = {f.name: getattr(source, f.name) for f in dataclasses.fields(DataConfig) if f.name not in LIMITS}
+    for name, value in taken.items():
+        own = getattr(config, name)
+        if own not in (value, getattr(defaults, name)):
+            raise InputError(f"--{name} {own!r}: the texts are those of run {run_id}, with {value!r}; leave it out")
+    return dataclasses.replace(config, **taken)
+
+
+def load_source_data(run_id: str) -> TextData:
+    """The data of a run, the very same.
+
+    Raises
+    ------
+    InputError
+        If they have changed since, or cannot be read any more.
+    """
+    data = load_data(_data_config(run_id))
+    if data.fingerprint != load_run_json(run_id, "data.json")["fingerprint"]:
+        raise InputError(f"the data of run {run_id} changed since it was made: {data.source}")
+    return data
+
+
+def _data_config(run_id: str) -> DataConfig:
+    require_source(run_id, MODEL_STAGES)
+    stored = load_run_config(run_id)
+    return DataConfig(**{field.name: stored[field.name] for field in dataclasses.fields(DataConfig)})
+
+
+def label_of(config: ExtractConfig) -> str:
+    """What to call the model on its texts, in names and figures: `sst2-minilm-s0`."""
+    if config.source_run_id:
+        return _fine_tune_config(config.source_run_id).default_run_name().removesuffix("-fine-tune")
+    dataset, model = (str(name).rstrip("/").split("/")[-1] for name in (config.dataset, config.model_name_or_path))
+    return f"{dataset}-{model}"
+
+
+def tags_of(config: ExtractConfig) -> dict[str, str]:
+    """What an extract run is searched by in MLflow."""
+    if config.source_run_id:
+        return _fine_tune_config(config.source_run_id).tags() | {"bertdyn.source_run_id": config.source_run_id}
+    return {"bertdyn.model": str(config.model_name_or_path), "bertdyn.dataset": config.dataset}
+
+
+def _fine_tune_config(run_id: str) -> FineTuneConfig:
+    stored, known = load_run_config(run_id), {field.name for field in dataclasses.fields(FineTuneConfig)}
+    return FineTuneConfig(**{name: value for name, value in stored.items() if name in known})
+
+
+def find_states(run_id: str, wanted: str) -> list[State]:
+    """The checkpoints that `--states` asks for, in its order; 'all' in the order of time.
+
+    Raises
+    ------
+    InputError
+        If the run has no such state.
+    """
+    manifest = load_run_json(run_id, CHECKPOINTS)
+    names, kept = manifest["states"], manifest["checkpoints"]
+    per_epoch = manifest.get("updates_per_epoch", 0)
+
+    def updates(checkpoint: str) -> int:
+        kind, _, number = checkpoint.partition("_")
+        return int(number) * (per_epoch if kind == "epoch" else 1)
+
+    asked = choices(wanted, "states")
+    if asked == ["all"]:
+        pretrained = names["pretrained"]
+        asked = ["pretrained", *sorted((name for name in kept if name != pretrained), key=lambda n: (updates(n), n))]
+    states = []
+    for name in asked:
+        checkpoint = names.get(name, name)
+        if checkpoint not in kept:
+            raise InputError(
+                f"--states {wanted!r}: run {run_id} has no state {name!r}; it has: {', '.join([*names, *kept])}, or all"
+            )
+        location = resolve_model(f"runs:/{run_id}/checkpoints/{checkpoint}")
+        states.append(State(name, checkpoint, updates(checkpoint), location))
+    return states
