@@ -132,13 +132,17 @@ def _read_fast(columns: _Columns, rows: pa.Table, tokenizer: PreTrainedTokenizer
     encoded = tokenizer(
         *columns,
         truncation=True,
-        # The longest row is right for all: if any text was cut, then to just this length.
-        max_length=max(rows["length"].to_pylist()),
+        max_length=_longest(rows),
         padding=False,
         return_offsets_mapping=True,
         verbose=False,
     )
     return _of_encodings(encoded.encodings, columns)
+
+
+def _longest(rows: pa.Table) -> int:
+    """A length to cut all texts to: if any was cut, then to just this."""
+    return max(rows["length"].to_pylist())
 
 
 def _of_encodings(encodings: Sequence[Any], columns: _Columns) -> _Read:
@@ -170,13 +174,12 @@ def _optional_numbers(lists: Any) -> np.ndarray:
 def _read_slow(columns: _Columns, rows: pa.Table, tokenizer: PreTrainedTokenizerBase) -> _Read:
     """Texts on their own, cut and put together as the tokenizer does it."""
     alone = [_alone(tokenizer, texts, segment) for segment, texts in enumerate(columns)]
-    num_special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    room = _longest(rows) - tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
     made = []
-    for length, *texts in zip(rows["length"].to_pylist(), *columns, strict=True):
+    for texts in zip(*columns, strict=True):
         pieces = [tokens[text] for tokens, text in zip(alone, texts, strict=True)]
         marks = [_marks(pieces, segment).tolist() for segment in range(len(pieces))]
-        excess = sum(map(len, marks)) + num_special - length
-        kept = tokenizer.truncate_sequences(*marks, num_tokens_to_remove=excess)
+        kept = tokenizer.truncate_sequences(*marks, num_tokens_to_remove=sum(map(len, marks)) - room)
         made.append(_assemble(tokenizer.build_inputs_with_special_tokens(*kept[: len(pieces)]), pieces))
     return _joined(made)
 

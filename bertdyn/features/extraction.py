@@ -55,6 +55,7 @@ def make_manifest(
     rows: Sequence[str],
     layers: Sequence[int],
     dtype: str,
+    label_names: Sequence[str],
     fingerprints: Mapping[str, str],
 ) -> Manifest:
     """What a store of these texts has to hold.
@@ -69,6 +70,8 @@ def make_manifest(
         0 to L; of what embeddings do not have, only those above 0.
     dtype
         "float32" or "float16".
+    label_names
+        Of the examples' labels.
     fingerprints
         What the rows are made from.
     """
@@ -89,6 +92,7 @@ def make_manifest(
         num_examples=len(texts.examples),
         num_tokens=int(texts.lengths.sum()) if by_token else 0,
         num_classes=(model.config.num_labels or 0) if HEADS["classification"] in type(model).__name__ else 0,
+        label_names=list(label_names),
         fingerprints=dict(fingerprints),
     )
 

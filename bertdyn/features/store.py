@@ -73,6 +73,8 @@ class Manifest:
     """Rows of token arrays; 0 when there are none."""
     num_classes: int
     """Width of the logits; 0: no head."""
+    label_names: list[str]
+    """Name of label k of the examples at position k."""
     fingerprints: dict[str, str]
     """What the rows were made from: data, tokenizer, and whatever else decides them."""
     states: list[StateInfo] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Figures of pooled features: PCA by layer and epoch in one fixed basis per layer."""
+"""Figures of pooled features: points by layer and state, in one fixed basis per layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ MAX_POINTS = 500
 def pca_grid(
     bases: Mapping[int, FixedBasis], states: Sequence[str], labels: np.ndarray, label_names: Sequence[str], title: str
 ) -> Figure:
-    """Layers down, states across; colours are classes; each row has one basis and one scale.
+    """Layers down, states across; each row has one basis; the share of variance that it shows stands in each panel.
 
     Parameters
     ----------
@@ -24,7 +24,31 @@ def pca_grid(
     labels
         [rows], class ids.
     """
-    layers = _spread(sorted(bases), MAX_CELLS_ACROSS)
+    points = {layer: basis.projections for layer, basis in bases.items()}
+    notes = {layer: [f"{share.sum():.0%}" for share in basis.explained] for layer, basis in bases.items()}
+    return point_grid(points, states, labels, label_names, title, notes)
+
+
+def point_grid(
+    points: Mapping[int, Sequence[np.ndarray]],
+    states: Sequence[str],
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    title: str,
+    notes: Mapping[int, Sequence[str]] | None = None,
+) -> Figure:
+    """Layers down, states across; colours are classes; each row has one scale.
+
+    Parameters
+    ----------
+    points
+        Layer → [rows, 2] for each of `states`.
+    labels
+        [rows], class ids.
+    notes
+        Layer → a few characters for each state, written into its panel.
+    """
+    layers = _spread(sorted(points), MAX_CELLS_ACROSS)
     shown = _spread(range(len(states)), MAX_CELLS_ACROSS)
     figure = new_figure(1.3 + 1.55 * len(shown), 1.3 + 1.45 * len(layers), title)
     grid = figure.subplots(len(layers), len(shown), squeeze=False, sharex="row", sharey="row")
@@ -32,9 +56,9 @@ def pca_grid(
     for i, layer in enumerate(layers):
         for j, state in enumerate(shown):
             axes = grid[i, j]
-            points = bases[layer].projections[state]
+            places = points[layer][state]
             for label, name in enumerate(label_names):
-                chosen = points[labels == label][::stride]
+                chosen = places[labels == label][::stride]
                 axes.scatter(
                     chosen[:, 0],
                     chosen[:, 1],
@@ -46,8 +70,8 @@ def pca_grid(
                 )
             axes.set_xticks([])
             axes.set_yticks([])
-            share = bases[layer].explained[state].sum()
-            axes.text(0.03, 0.03, f"{share:.0%}", transform=axes.transAxes, fontsize=7, color="#444444")
+            if notes:
+                axes.text(0.03, 0.03, notes[layer][state], transform=axes.transAxes, fontsize=7, color="#444444")
             if i == 0:
                 axes.set_title(states[state].replace("_", " "), fontsize=9)
             if j == 0:

@@ -145,31 +145,85 @@ class ExtractConfig(DataConfig):
         choices(self.rows, "rows", ROWS)
         choices(self.activations, "activations", SITES)
         choices(self.states, "states")
-        self.layer_numbers(depth=None)
+        layer_numbers(self.layers)
 
-    def layer_numbers(self, depth: int | None) -> list[int]:
-        """The layers, 0 to `depth`, in order; checked as far as that goes without a depth.
 
-        Raises
-        ------
-        InputError
-            If there is no such layer.
-        """
-        if self.layers == "all":
-            return list(range((depth or 0) + 1))
-        try:
-            numbers = [int(number) for number in self.layers.split(",")]
-        except ValueError:
-            raise InputError(f"--layers {self.layers!r}: accepted are 'all', or numbers such as '0,3,6'") from None
-        if depth is None:
-            return numbers
-        wrong = [number for number in numbers if not -depth - 1 <= number <= depth]
-        if wrong:
-            raise InputError(
-                f"--layers {self.layers!r}: the model has no layer {wrong[0]}; accepted are 0 (embeddings) to {depth}, "
-                "or -1 for the last"
-            )
-        return sorted({number % (depth + 1) for number in numbers})
+@dataclass
+class CompareConfig:
+    """All options of comparing."""
+
+    source_run_id: Optional[str] = HfArg(default=None, help="An extract run: its states are compared.")
+    run_ids: Optional[str] = HfArg(
+        default=None,
+        help="'a,b,c': several extract runs (seeds, datasets, sizes, variants) instead of one; each is compared with "
+        "its own reference, and runs on the same texts with each other.",
+    )
+    states: str = HfArg(default="all", help="States of the extract run, in this order: 'pretrained,best'; or all.")
+    reference: Optional[str] = HfArg(
+        default=None, help="What every other state is compared with: a state, or 'previous'. Default: the first state."
+    )
+    between_runs: str = HfArg(
+        default="auto",
+        help="With --run_ids: compare the last states of different runs row by row. auto: where texts and tokens are "
+        "the same; true: refuse runs where they are not; false: never.",
+    )
+    part: str = HfArg(default="probe", help="Part of the data: train, validation, probe, test.")
+    max_examples: Optional[int] = HfArg(default=None, help="At most so many of its texts (seeded, nested).")
+    layers: str = HfArg(default="all", help="'all' that were extracted, or numbers: '0,3,6'; -1 is the last.")
+    num_neighbours: int = HfArg(default=10, help="Neighbours a row, for the overlap of neighbourhoods.")
+    tsne: bool = HfArg(default=False, help="Also a t-SNE figure of first-token features (slow).")
+    example_id: Optional[str] = HfArg(
+        default=None, help="Text of the token heat map. Default: the first one of 8 to 16 tokens."
+    )
+    seed: int = HfArg(default=0, help="Of samples, resamples and folds.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-compare.")
+
+    def __post_init__(self) -> None:
+        self.between_runs = str(self.between_runs).lower()  # YAML's true and Python's True are meant, too
+        if bool(self.source_run_id) == bool(self.run_ids):
+            raise InputError("give --source_run_id <extract run> or --run_ids <run>,<run>, one of the two")
+        if self.run_ids and len(choices(self.run_ids, "run_ids")) < 2:
+            raise InputError(f"--run_ids {self.run_ids!r}: accepted are two or more runs; for one, --source_run_id")
+        if self.between_runs not in ("auto", "true", "false"):
+            raise InputError(f"--between_runs {self.between_runs!r}: accepted are auto, true, false")
+        if self.part not in PARTS:
+            raise InputError(f"--part {self.part!r}: accepted are {', '.join(PARTS)}")
+        choices(self.states, "states")
+        layer_numbers(self.layers)
+        for name, least in (("max_examples", 4), ("num_neighbours", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} {value}: accepted are values from {least}")
+
+    @property
+    def runs(self) -> list[str]:
+        """The extract runs."""
+        return choices(self.run_ids or self.source_run_id or "", "run_ids")
+
+
+def layer_numbers(value: str, depth: int | None = None) -> list[int]:
+    """The layers that a list such as '0,3,-1' names, 0 to `depth`, in order; unchecked without a depth.
+
+    Raises
+    ------
+    InputError
+        If it is no such list, or there is no such layer.
+    """
+    if value == "all":
+        return list(range((depth or 0) + 1))
+    try:
+        numbers = [int(number) for number in value.split(",")]
+    except ValueError:
+        raise InputError(f"--layers {value!r}: accepted are 'all', or numbers such as '0,3,6'") from None
+    if depth is None:
+        return numbers
+    wrong = [number for number in numbers if not -depth - 1 <= number <= depth]
+    if wrong:
+        raise InputError(
+            f"--layers {value!r}: the model has no layer {wrong[0]}; accepted are 0 (embeddings) to {depth}, "
+            "or -1 for the last"
+        )
+    return sorted({number % (depth + 1) for number in numbers})
 
 
 def choices(value: str, flag: str, accepted: Sequence[str] | None = None) -> list[str]:

@@ -29,7 +29,7 @@ from bertdyn.files import cache_folder
 from bertdyn.models.anatomy import anatomy_of
 from bertdyn.models.loading import check_max_length, load_config, load_encoder, load_model, load_tokenizer
 from bertdyn.models.unpadded import can_run_unpadded, run_unpadded
-from bertdyn.steps.config import ExtractConfig, choices
+from bertdyn.steps.config import ExtractConfig, choices, layer_numbers
 from bertdyn.steps.preparation import class_names, make_accelerator
 from bertdyn.steps.sources import State, find_states, load_source_data, with_source_data
 from bertdyn.tracking.locations import resolve_model
@@ -83,8 +83,9 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
         texts,
         sites=choices(config.activations, "activations"),
         rows=choices(config.rows, "rows"),
-        layers=config.layer_numbers(anatomy_of(model).depth),
+        layers=layer_numbers(config.layers, anatomy_of(model).depth),
         dtype=config.dtype,
+        label_names=data.label_names,
         fingerprints={"data": data.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)},
     )
     if not all(info.layers for info in manifest.arrays.values()):

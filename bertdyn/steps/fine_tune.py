@@ -225,6 +225,7 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
             rows=["first", "mean"],
             layers=range(anatomy_of(model).depth + 1),
             dtype="float32",
+            label_names=job.texts.data.label_names,
             fingerprints={
                 "data": job.texts.data.fingerprint,
                 "tokenizer": tokenizer_fingerprint(job.texts.tokenizer),

@@ -34,7 +34,9 @@ def _store(folder, n=3, examples=None, token_ids=None):
         kind: ArrayInfo("hidden", kind, "float32", LAYERS, [WIDTH, WIDTH]) for kind in ("first", "mean", "tokens")
     }
     arrays["attention"] = ArrayInfo("attention", "tokens", "float16", [1], [0])
-    manifest = Manifest(arrays, num_examples=n, num_tokens=2 * n, num_classes=2, fingerprints={"data": "x"})
+    manifest = Manifest(
+        arrays, num_examples=n, num_tokens=2 * n, num_classes=2, label_names=["no", "yes"], fingerprints={"data": "x"}
+    )
     ids = range(2 * n) if token_ids is None else token_ids
     tokens = pd.DataFrame({"row": range(2 * n), "token_id": ids})
     return create_store(folder, manifest, _examples(n) if examples is None else examples, [tokens[:2], tokens[2:]])

@@ -39,6 +39,13 @@ def make_store(
 ) -> FeatureStore:
     layers = range(anatomy_of(model).depth + 1) if layers is None else layers
     manifest = make_manifest(
-        model, texts, sites=sites, rows=rows, layers=layers, dtype=dtype, fingerprints={"data": "x"}
+        model,
+        texts,
+        sites=sites,
+        rows=rows,
+        layers=layers,
+        dtype=dtype,
+        label_names=["no", "yes"],
+        fingerprints={"data": "x"},
     )
     return create_store(folder, manifest, texts.example_table(), texts.token_pieces(tokenizer))

@@ -1,0 +1,249 @@
+"""What a comparison says at its end: tables, figures, and a page of Markdown in which every cosine has its control."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bertdyn.plots.features import pca_grid, point_grid
+from bertdyn.plots.geometry import (
+    class_geometry,
+    cosine_distributions,
+    geometry_by_layer,
+    geometry_heatmaps,
+    norm_figure,
+    token_cosine_heatmaps,
+)
+from bertdyn.plots.similarity import similarity_by_layer, similarity_heatmaps, similarity_over_runs
+from bertdyn.steps.config import CompareConfig
+from bertdyn.steps.measuring import Projection
+from bertdyn.tracking.tracker import Tracker
+
+SCALARS = ("cosine", "cosine_centered", "cka", "knn_overlap")
+"""Measures that are also metrics of the run, by layer."""
+COLUMNS = {
+    "cosine": "cosine",
+    "cosine_mismatched": "of mismatched tokens",
+    "cosine_random_pairs_a": "random pairs, before",
+    "cosine_random_pairs_b": "random pairs, after",
+    "cosine_centered": "cosine, means subtracted",
+    "cka": "CKA",
+    "knn_overlap": "neighbours kept",
+    "procrustes": "Procrustes distance",
+}
+
+
+class Comparison(NamedTuple):
+    """Everything that was measured of one extract run."""
+
+    label: str
+    run_id: str
+    states: list[str]
+    layers: list[int]
+    similarity: pd.DataFrame
+    geometry: pd.DataFrame
+    histogram: pd.DataFrame
+    dimensions: pd.DataFrame
+    bases: dict[int, Projection]
+    """Layer → first tokens of all states in one basis."""
+    examples: pd.DataFrame
+    label_names: list[str]
+    token_cosines: tuple[list[str], dict[str, dict[int, np.ndarray]]]
+    """Tokens of one text; state → layer → their cosines."""
+    tsne: dict[int, list[np.ndarray]]
+    """Layer → places of first tokens by state; empty if not asked for."""
+
+
+def write_report(
+    config: CompareConfig,
+    tracker: Tracker,
+    parts: Sequence[Comparison],
+    between: Sequence[pd.DataFrame],
+    apart: Sequence[str],
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Write tables, figures and metrics into `tracker`; return similarity, geometry and the report, Markdown.
+
+    Parameters
+    ----------
+    between
+        Similarity of pairs of runs.
+    apart
+        Pairs of runs that could not be compared row by row, and why.
+    """
+    tables = {
+        "similarity": pd.concat([*(part.similarity for part in parts), *between], ignore_index=True),
+        "geometry": pd.concat([part.geometry for part in parts], ignore_index=True),
+        "cosine_histogram": pd.concat([part.histogram for part in parts], ignore_index=True),
+        "dimensions": pd.concat([part.dimensions for part in parts], ignore_index=True),
+        "pca": pd.concat([_pca_table(part) for part in parts], ignore_index=True),
+    }
+    for name, table in tables.items():
+        if not table.empty:
+            tracker.log_table(table, name)
+    similarity = tables["similarity"]
+    figures = _figures_of_one(parts[0]) if len(parts) == 1 else _figures_of_several(parts, similarity)
+    for name, figure in figures.items():
+        tracker.log_figure(figure, name)
+    if len(parts) == 1:
+        _log_scalars(parts[0], tracker)
+    summary = _markdown(config, parts, similarity, apart, list(figures), [n for n, t in tables.items() if not t.empty])
+    tracker.note(summary)
+    return similarity, tables["geometry"], summary
+
+
+def _figures_of_one(part: Comparison) -> dict[str, Figure]:
+    states, label = part.states, part.label
+    figures: dict[str, Figure] = {}
+    pair = _last_pair(part.similarity)
+    if not pair.empty:
+        figures["similarity_by_layer"] = similarity_by_layer(pair, f"What each layer keeps: {label}")
+    if len(states) > 2:
+        figures["similarity_heatmaps"] = _heatmaps(part)
+        figures["geometry_heatmaps"] = geometry_heatmaps(part.geometry, states, f"Geometry, layer by state: {label}")
+    if (part.geometry["rows"] == "content").any():
+        figures["geometry_by_layer"] = geometry_by_layer(part.geometry, states, f"Geometry of content tokens: {label}")
+    if (part.geometry["measure"] == "fisher_ratio").any():
+        figures["class_geometry"] = class_geometry(part.geometry, states, f"How far the classes are apart: {label}")
+    if not part.histogram.empty:
+        title = f"Cosines between tokens of one text: {label}"
+        figures["cosine_distributions"] = cosine_distributions(part.histogram, states, title)
+    figures["norms"] = norm_figure(part.geometry, part.dimensions, states, f"Norms and outlier dimensions: {label}")
+    if part.bases:
+        rows = next(iter(part.bases.values())).examples
+        labels = part.examples["label"].to_numpy()[rows]
+        bases = {layer: projection.basis for layer, projection in part.bases.items()}
+        title = f"First-token features, one PCA basis a layer: {label}"
+        figures["pca"] = pca_grid(bases, states, labels, part.label_names, title)
+    if part.tsne:
+        labels = part.examples["label"].to_numpy()[: len(next(iter(part.tsne.values()))[0])]
+        title = f"First-token features, one t-SNE a layer: {label}"
+        figures["tsne"] = point_grid(part.tsne, states, labels, part.label_names, title)
+    tokens, cosines = part.token_cosines
+    if tokens:
+        figures["token_cosines"] = token_cosine_heatmaps(cosines, tokens, f"Cosines of the tokens of one text: {label}")
+    return figures
+
+
+def _heatmaps(part: Comparison) -> Figure:
+    """Against the reference; against the state before, where that was asked for, with each pair at its later state."""
+    table = part.similarity
+    later = [state for state in part.states if state in set(table["state_b"])]
+    if table["state_a"].nunique() > 1:
+        table = table.assign(state_a="previous")
+    return similarity_heatmaps(table, later, f"What each layer keeps, state by state: {part.label}")
+
+
+def _figures_of_several(parts: Sequence[Comparison], similarity: pd.DataFrame) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    pairs = [pair for part in parts if not (pair := _last_pair(part.similarity)).empty]
+    if len({(pair["state_a"].iloc[0], pair["state_b"].iloc[0]) for pair in pairs}) == 1 and len(pairs) > 1:
+        figures["similarity_over_runs"] = similarity_over_runs(pd.concat(pairs), "What each layer keeps, by run")
+    reseeded = similarity[similarity["kind"] == "reseeded"]
+    for pair in pairs:
+        label = pair["run"].iloc[0]
+        own = reseeded[[label in names.split(" | ") for names in reseeded["run"]]]
+        title = f"What each layer keeps: {label}"
+        figures[f"similarity_by_layer_{label}"] = similarity_by_layer(pd.concat([pair, own]), title)
+    others = similarity[similarity["kind"].isin(["reseeded", "models"])]
+    for label, pair in others.groupby("run", sort=False):
+        name = str(label).replace(" | ", "_and_")
+        figures[f"between_{name}"] = similarity_by_layer(pair, f"The same text in two runs: {label}")
+    return figures
+
+
+def _last_pair(similarity: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last pair of states."""
+    if similarity.empty:
+        return similarity
+    a, b = similarity[["state_a", "state_b"]].drop_duplicates().iloc[-1]
+    return similarity[(similarity["state_a"] == a) & (similarity["state_b"] == b)]
+
+
+def _pca_table(part: Comparison) -> pd.DataFrame:
+    frames = [
+        pd.DataFrame(
+            {
+                "run": part.label,
+                "run_id": part.run_id,
+                "state": state,
+                "layer": layer,
+                "example_id": part.examples["example_id"].to_numpy()[projection.examples],
+                "component_1": points[:, 0],
+                "component_2": points[:, 1],
+            }
+        )
+        for layer, projection in part.bases.items()
+        for state, points in zip(part.states, projection.basis.projections, strict=True)
+    ]
+    return pd.concat(frames) if frames else pd.DataFrame()
+
+
+def _log_scalars(part: Comparison, tracker: Tracker) -> None:
+    """The main measures by layer; the step is the number of the state."""
+    table, main = part.similarity, _main_rows(part.similarity)
+    for step, state in enumerate(part.states):
+        rows = table[(table["state_b"] == state) & (table["rows"] == main) & table["measure"].isin(SCALARS)]
+        values = {f"similarity/{row.measure}/layer_{row.layer:02d}": row.value for row in rows.itertuples()}
+        if values:
+            tracker.log_metrics(values, step)
+
+
+def _main_rows(table: pd.DataFrame) -> str:
+    """The kind of rows that a report speaks of first."""
+    there = set(table["rows"]) if len(table) else set()
+    return next((kind for kind in ("content", "first", "mean") if kind in there), "")
+
+
+def _markdown(
+    config: CompareConfig,
+    parts: Sequence[Comparison],
+    similarity: pd.DataFrame,
+    apart: Sequence[str],
+    figures: Sequence[str],
+    tables: Sequence[str],
+) -> str:
+    lines: list[str] = []
+    for part in parts:
+        pair = _last_pair(part.similarity)
+        if pair.empty:
+            lines += [f"## `{part.label}`, state {part.states[0]}", ""]
+        else:
+            lines += _pair_lines(pair, f"`{part.label}`")
+    for _, pair in similarity[similarity["kind"] != "states"].groupby("run", sort=False):
+        what = "two seeds of one fine-tuning" if pair["kind"].iloc[0] == "reseeded" else "two runs"
+        lines += _pair_lines(pair, f"{what}: `{pair['run'].iloc[0]}`")
+    if apart:
+        lines += ["### Not compared row by row", "", *(f"- {reason}" for reason in apart), ""]
+    lines += [
+        f"Texts of the part `{config.part}`. Brackets: 95 % over texts. Mismatched tokens are a token before and one of "
+        "another text after; random pairs are tokens of different texts in one state: what a cosine is worth where "
+        "nothing corresponds. CKA, neighbours and Procrustes do not change under a rotation; cosine does.",
+        "",
+        f"Figures (`figures/`): {', '.join(f'`{name}`' for name in figures)}. "
+        f"Tables (parquet): {', '.join(f'`{name}`' for name in tables)}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _pair_lines(pair: pd.DataFrame, name: str) -> list[str]:
+    """One pair of states, layer by layer, as a Markdown table."""
+    main = _main_rows(pair)
+    rows = pair[pair["rows"] == main].set_index(["measure", "layer"])
+    known = [measure for measure in COLUMNS if measure in rows.index.get_level_values(0)]
+    first, last = pair["state_a"].iloc[0], pair["state_b"].iloc[0]
+    what = {"content": "content tokens", "first": "first tokens", "mean": "mean over each text"}[main]
+    lines = [f"## {name}: {first} → {last}, {what}", ""]
+    lines += ["| layer | " + " | ".join(COLUMNS[measure] for measure in known) + " |", "|---|" + "---|" * len(known)]
+    for layer in sorted(pair["layer"].unique()):
+        lines.append(f"| {layer} | " + " | ".join(_cell(rows.loc[(measure, layer)]) for measure in known) + " |")
+    return [*lines, ""]
+
+
+def _cell(row: Mapping[str, float]) -> str:
+    if np.isnan(row["value"]):
+        return "–"
+    interval = "" if np.isnan(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{interval}"
