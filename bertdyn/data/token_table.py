@@ -203,7 +203,8 @@ def _read_windows(columns: _Columns, rows: pa.Table, tokenizer: PreTrainedTokeni
 
 def _window_of(context: _Tokens, ids: np.ndarray, char_start: np.ndarray) -> _Tokens:
     """The tokens of the context that a window holds; none where they are not to be found."""
-    for low in np.flatnonzero(context.char_start == char_start[0]) if len(ids) else ():
+    candidates = np.flatnonzero(context.char_start == char_start[0]).tolist() if len(ids) else []
+    for low in candidates:
         window = context.cut(low, low + len(ids))
         if np.array_equal(window.token_id, ids) and np.array_equal(window.char_start, char_start):
             return window

@@ -217,7 +217,7 @@ def _markdown(
     if apart:
         lines += ["### Not compared row by row", "", *(f"- {reason}" for reason in apart), ""]
     lines += [
-        f"Texts of the part `{config.part}`. Brackets: 95 % over texts. Mismatched tokens are a token before and one of "
+        f"Texts of the part `{config.part}`. Brackets: 95 % over texts. Mismatched: a token before and one of "
         "another text after; random pairs are tokens of different texts in one state: what a cosine is worth where "
         "nothing corresponds. CKA, neighbours and Procrustes do not change under a rotation; cosine does.",
         "",

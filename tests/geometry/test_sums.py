@@ -7,6 +7,7 @@ from bertdyn.geometry.moments import Moments
 from bertdyn.geometry.sums import Sums, pair_measures, state_measures
 
 LENGTHS = (3, 1, 6, 2, 5, 4)
+ALL = tuple(range(len(LENGTHS)))
 PAIRS = [(0, 1), (0, 2)]
 
 
@@ -15,7 +16,7 @@ def make_states(seed=0, widths=(6, 6, 4)):
     return [rng.normal(size=(sum(LENGTHS), width)) + rng.normal(size=width) for width in widths]
 
 
-def sums_of(states, texts=range(len(LENGTHS)), origins=None):
+def sums_of(states, texts=ALL, origins=None):
     """The sums over some of the texts."""
     owner = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
     chosen = np.isin(owner, list(texts))
