@@ -40,7 +40,7 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
     if result.summary:  # the main process's
         print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
         if not config.seeds:
-            print(f"go on    --model_name_or_path runs:/{tracker.run_id}/checkpoints/best   (another fine-tune)")
+            print(f"go on    mlflow run . -e extract --env-manager local -P source_run_id={tracker.run_id}")
 
 
 def see_it(uri: str | None) -> str:

@@ -213,11 +213,14 @@ class _ChunkRows:
 
     def place(self, recorded: Recorded, sequences: np.ndarray) -> None:
         """Put one batch, of these `sequences`, where it belongs."""
-        packing, device = recorded.packing, recorded.packing.rows.device
+        packing = recorded.packing
         firsts = [i for i, sequence in enumerate(sequences) if sequence in self.example_rows]
-        in_batch = torch.tensor(firsts, device=device)
-        example_rows = torch.tensor([self.example_rows[sequences[i]] for i in firsts], device=device)
-        starts = torch.tensor([self.starts[sequence] for sequence in sequences], device=device)
+
+        def numbers(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=packing.rows.device)
+
+        in_batch, example_rows = numbers(firsts), numbers([self.example_rows[sequences[i]] for i in firsts])
+        starts = numbers([self.starts[sequence] for sequence in sequences])
         text, position = packing.rows // packing.shape[1], packing.rows % packing.shape[1]
         token_rows = starts[text] + position
         for (kind, layer), buffer in self.buffers.items():
@@ -229,7 +232,7 @@ class _ChunkRows:
                 rows = values.index_select(0, packing.firsts[in_batch])
                 buffer.index_copy_(0, example_rows, rows.to(buffer.dtype))
             else:
-                lengths = torch.tensor(self.lengths[sequences][firsts], device=device)
+                lengths = numbers(self.lengths[sequences][firsts].tolist())
                 rows = packing.unpack(values.float())[in_batch].sum(dim=1) / lengths[:, None]
                 buffer.index_copy_(0, example_rows, rows.to(buffer.dtype))
         if self.logits.shape[1]:
