@@ -21,7 +21,7 @@ from bertdyn.features.aligned import AlignedRows
 from bertdyn.features.store import FeatureStore
 from bertdyn.geometry.cosines import unit
 from bertdyn.geometry.tsne import joint_tsne
-from bertdyn.steps.compare_report import Comparison, write_report
+from bertdyn.steps.compare_report import AND, Comparison, write_report
 from bertdyn.steps.config import CompareConfig, ExtractConfig, choices, layer_numbers
 from bertdyn.steps.extract import STORE
 from bertdyn.steps.measuring import LayerTables, measure_layer
@@ -175,7 +175,7 @@ def compare_runs(one: ExtractRun, other: ExtractRun, config: CompareConfig) -> p
         raise InputError(
             f"{one.run_id} has {depths[0]} layers, {other.run_id} has {depths[-1]}: layers do not correspond"
         )
-    label = f"{one.label} | {other.label}"
+    label = f"{one.label}{AND}{other.label}"
     measured = measure(aligned, chosen_layers(aligned, config), [(0, 1)], config, label, geometry=False)
     return pd.DataFrame(_rows(measured, "similarity")).assign(
         run=label,

@@ -21,6 +21,8 @@ from bertdyn.steps.config import CompareConfig
 from bertdyn.steps.measuring import Projection
 from bertdyn.tracking.tracker import Tracker
 
+AND = " and "
+"""Between the labels of two runs."""
 SCALARS = ("cosine", "cosine_centered", "cka", "knn_overlap")
 """Measures that are also metrics of the run, by layer."""
 COLUMNS = {
@@ -33,6 +35,9 @@ COLUMNS = {
     "knn_overlap": "neighbours kept",
     "procrustes": "Procrustes distance",
 }
+RUN_MEASURES = ("cosine", "cosine_mismatched", "cosine_centered", "cka", "knn_overlap", "procrustes")
+"""What the report of several runs shows."""
+ROW_NAMES = {"content": "content tokens", "first": "first tokens", "mean": "mean over each text"}
 
 
 class Comparison(NamedTuple):
@@ -143,12 +148,12 @@ def _figures_of_several(parts: Sequence[Comparison], similarity: pd.DataFrame) -
     reseeded = similarity[similarity["kind"] == "reseeded"]
     for pair in pairs:
         label = pair["run"].iloc[0]
-        own = reseeded[[label in names.split(" | ") for names in reseeded["run"]]]
+        own = reseeded[[label in names.split(AND) for names in reseeded["run"]]]
         title = f"What each layer keeps: {label}"
         figures[f"similarity_by_layer_{label}"] = similarity_by_layer(pd.concat([pair, own]), title)
     others = similarity[similarity["kind"].isin(["reseeded", "models"])]
     for label, pair in others.groupby("run", sort=False):
-        name = str(label).replace(" | ", "_and_")
+        name = str(label).replace(AND, "_and_")
         figures[f"between_{name}"] = similarity_by_layer(pair, f"The same text in two runs: {label}")
     return figures
 
@@ -204,16 +209,12 @@ def _markdown(
     figures: Sequence[str],
     tables: Sequence[str],
 ) -> str:
-    lines: list[str] = []
-    for part in parts:
-        pair = _last_pair(part.similarity)
-        if pair.empty:
-            lines += [f"## `{part.label}`, state {part.states[0]}", ""]
-        else:
-            lines += _pair_lines(pair, f"`{part.label}`")
-    for _, pair in similarity[similarity["kind"] != "states"].groupby("run", sort=False):
-        what = "two seeds of one fine-tuning" if pair["kind"].iloc[0] == "reseeded" else "two runs"
-        lines += _pair_lines(pair, f"{what}: `{pair['run'].iloc[0]}`")
+    if len(parts) > 1:
+        lines = _runs_lines(similarity)
+    elif parts[0].similarity.empty:
+        lines = [f"## `{parts[0].label}`: one state, {parts[0].states[0]}", ""]
+    else:
+        lines = _pair_lines(_last_pair(parts[0].similarity), parts[0].label)
     if apart:
         lines += ["### Not compared row by row", "", *(f"- {reason}" for reason in apart), ""]
     lines += [
@@ -228,18 +229,43 @@ def _markdown(
     return "\n".join(lines)
 
 
-def _pair_lines(pair: pd.DataFrame, name: str) -> list[str]:
-    """One pair of states, layer by layer, as a Markdown table."""
+def _pair_lines(pair: pd.DataFrame, label: str) -> list[str]:
+    """One pair of states: a row a layer, a column a measure, with intervals."""
     main = _main_rows(pair)
     rows = pair[pair["rows"] == main].set_index(["measure", "layer"])
     known = [measure for measure in COLUMNS if measure in rows.index.get_level_values(0)]
     first, last = pair["state_a"].iloc[0], pair["state_b"].iloc[0]
-    what = {"content": "content tokens", "first": "first tokens", "mean": "mean over each text"}[main]
-    lines = [f"## {name}: {first} → {last}, {what}", ""]
+    lines = [f"## `{label}`: {first} → {last}, {ROW_NAMES[main]}", ""]
     lines += ["| layer | " + " | ".join(COLUMNS[measure] for measure in known) + " |", "|---|" + "---|" * len(known)]
     for layer in sorted(pair["layer"].unique()):
         lines.append(f"| {layer} | " + " | ".join(_cell(rows.loc[(measure, layer)]) for measure in known) + " |")
     return [*lines, ""]
+
+
+def _runs_lines(similarity: pd.DataFrame) -> list[str]:
+    """Several runs and pairs of runs: a table a measure, a row a run, a column a layer."""
+    main = _main_rows(similarity)
+    ends = [_last_pair(of_run) for _, of_run in similarity.groupby(["kind", "run"], sort=False)]
+    lines = [f"## {similarity['run'].nunique()} runs and pairs of runs, {ROW_NAMES.get(main, '')}", ""]
+    if not ends:
+        return lines
+    table = pd.concat(ends).query("rows == @main")
+    what = table["run"] + ": " + table["state_a"] + " → " + table["state_b"]
+    seeds = table["kind"].map({"states": "", "reseeded": " (two seeds)", "models": " (two models)"})
+    table = table.assign(what=what + seeds)
+    layers = sorted(table["layer"].unique())
+    for measure in RUN_MEASURES:
+        values = table[table["measure"] == measure].pivot(index="what", columns="layer", values="value")
+        if values.empty:
+            continue
+        lines += [f"**{COLUMNS[measure]}**, by layer", ""]
+        lines += ["| | " + " | ".join(map(str, layers)) + " |", "|---|" + "---|" * len(layers)]
+        for name in dict.fromkeys(table["what"]):
+            if name in values.index:
+                cells = ["–" if np.isnan(value) else f"{value:.3f}" for value in values.loc[name].reindex(layers)]
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
 
 
 def _cell(row: Mapping[str, float]) -> str:
