@@ -6,7 +6,9 @@ Three kinds of rows, each the same rows in every state:
     first     the first token
     mean      the mean over the content tokens
 
-Stores that hold no token rows have `first` and `mean` as they were stored (that mean includes special tokens).
+Stores that hold no token rows have `first` and `mean` as they were stored (that mean includes special tokens). Of
+pairs with the same second text, such as the questions of one context, only the first takes part: their tokens would
+not be independent, and not of different texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,12 +65,16 @@ class AlignedRows:
             if other.folder != store.folder:
                 same_rows(store, other)
         table = store.examples()
-        chosen = np.flatnonzero(table["part"] == part)[:max_examples]
-        if len(chosen) < 2:
+        chosen = np.flatnonzero(table["part"] == part)
+        if "text_pair" in table:
+            chosen = chosen[~table["text_pair"].iloc[chosen].duplicated()]
+        self._chosen = chosen[:max_examples]
+        if len(self._chosen) < 2:
             parts = ", ".join(table["part"].unique())
-            raise InputError(f"{store.folder} has {len(chosen)} texts of the part {part!r}; its parts are {parts}")
-        self._start = int(chosen[0])
-        self.examples = table.iloc[chosen].reset_index(drop=True)
+            raise InputError(
+                f"{store.folder} has {len(self._chosen)} texts of the part {part!r}; its parts are {parts}"
+            )
+        self.examples = table.iloc[self._chosen].reset_index(drop=True)
         shared = set.intersection(*(set(other.manifest.arrays) for other, _ in sources))
         self._by_token = "tokens" in shared
         self.kinds = ("content", "first", "mean") if self._by_token else tuple(sorted(shared & {"first", "mean"}))
@@ -79,7 +85,10 @@ class AlignedRows:
         if self._by_token:
             span = slice(int(self._first_row[0]), int(self._first_row[-1] + self._n_rows[-1]))
             tokens = store.tokens(["is_special", "window_id"]).iloc[span]
-            self._content = (~tokens["is_special"] & (tokens["window_id"] == 0)).to_numpy(dtype=bool)
+            rows = np.arange(span.start, span.stop)
+            before = np.searchsorted(self._first_row, rows, side="right") - 1
+            chosen = rows < (self._first_row + self._n_rows)[before]  # not of an example that is left out
+            self._content = (~tokens["is_special"] & (tokens["window_id"] == 0)).to_numpy(dtype=bool) & chosen
 
     @property
     def num_states(self) -> int:
@@ -129,7 +138,7 @@ class AlignedRows:
         texts = np.arange(start, end)
         single = np.arange(len(texts) + 1)
         if not self._by_token:
-            stored = slice(self._start + start, self._start + end)
+            stored = self._chosen[start:end]
             return {
                 kind: Rows([array[stored].astype(np.float64) for array in of], single, texts)
                 for kind, of in arrays.items()

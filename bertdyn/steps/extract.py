@@ -219,11 +219,12 @@ def _report(
         figures["extract/tokens_per_second"] = rate
     tracker.log_metrics(figures, 0)
     parts = list(dict.fromkeys(examples["part"]))
+    columns = ["state", "checkpoint", *(f"accuracy, {part}" for part in parts if manifest.num_classes)]
     lines = [
         f"## Features of `{config.source_run_id or config.model_name_or_path}` on `{data.name}`",
         "",
-        "| state | checkpoint | " + " | ".join(f"accuracy, {part}" for part in parts if manifest.num_classes) + " |",
-        "|---|---|" + "---|" * (len(parts) if manifest.num_classes else 0),
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
     ]
     for state in states:
         cells = [state.name, f"`{state.checkpoint}`"]
