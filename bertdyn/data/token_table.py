@@ -100,7 +100,9 @@ def token_table(frame: pd.DataFrame, dataset: Dataset, tokenizer: PreTrainedToke
     return pd.DataFrame(
         {
             "row": np.arange(len(tokens.token_id)),
-            "example_id": _category(frame["example_id"], np.repeat(example, lengths)),
+            "example_id": _category(
+                frame["example_id"].iloc[example.min() : example.max() + 1], np.repeat(example - example.min(), lengths)
+            ),
             "window_id": np.repeat(window.astype(np.int32), lengths),
             "segment": tokens.segment,
             "position": _from_zero(lengths),

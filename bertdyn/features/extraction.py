@@ -29,6 +29,8 @@ from bertdyn.models.loading import HEADS
 from bertdyn.models.recording import Recorded, recording
 
 BYTES_PER_CHUNK = 64 * 2**20
+TOKENS_PER_CHUNK = 2**15
+"""Where features are small, this is what a kill can cost; and a part should have enough chunks for all processes."""
 BAR_FROM = 20_000
 """Tokens from which on a progress bar is worth its line."""
 
@@ -89,6 +91,7 @@ def make_manifest(
     by_token = any(info.rows == "tokens" for info in arrays.values())
     return Manifest(
         arrays=arrays,
+        depth=anatomy.depth,
         num_examples=len(texts.examples),
         num_tokens=int(texts.lengths.sum()) if by_token else 0,
         num_classes=(model.config.num_labels or 0) if HEADS["classification"] in type(model).__name__ else 0,
@@ -98,9 +101,10 @@ def make_manifest(
 
 
 def plan_chunks(texts: TokenisedTexts, store: FeatureStore) -> list[Chunk]:
-    """All sequences in chunks of about `BYTES_PER_CHUNK`; a function of texts and arrays alone.
+    """All sequences in chunks of about `BYTES_PER_CHUNK` or `TOKENS_PER_CHUNK`; a function of texts and arrays alone.
 
-    Where no array has rows by token, only first windows are read, and so only they are planned.
+    A batch lies within a chunk, so that very wide features make it smaller than the asked batch size. Where no array
+    has rows by token, only first windows are read, and so only they are planned.
     """
     manifest = store.manifest
     by_token = manifest.num_tokens > 0
@@ -108,7 +112,8 @@ def plan_chunks(texts: TokenisedTexts, store: FeatureStore) -> list[Chunk]:
     lengths = texts.lengths[sequences]
     rows = manifest.num_tokens if by_token else manifest.num_examples
     bytes_per_token = manifest.bytes_per_state() / max(1, rows) / (1 if by_token else lengths.mean())
-    cuts = np.flatnonzero(np.diff(np.cumsum(lengths) * bytes_per_token // BYTES_PER_CHUNK)) + 1
+    tokens_per_chunk = min(TOKENS_PER_CHUNK, BYTES_PER_CHUNK / bytes_per_token)
+    cuts = np.flatnonzero(np.diff(np.cumsum(lengths) // tokens_per_chunk)) + 1
     starts = np.cumsum(texts.lengths) - texts.lengths
     chunks = []
     for chosen in np.split(sequences, cuts):
@@ -155,7 +160,7 @@ def extract_state(
     """
     folder = folder or state
     if accelerator.is_main_process:
-        begin_state(store, folder, resume=resume)
+        begin_state(store, folder, fingerprint, resume=resume)
     accelerator.wait_for_everyone()
     writer = StateWriter(store, folder)
     missing = [chunk for chunk in plan_chunks(texts, store) if chunk.name not in writer.done]
@@ -167,6 +172,7 @@ def extract_state(
         texts.sequences.select_columns(inputs),  # type: ignore[arg-type]  # a map-style dataset with __getitems__
         batch_sampler=[batch.tolist() for of_chunk in batches for batch in of_chunk],
         collate_fn=Collator(tokenizer, token_rows=True),
+        generator=torch.Generator(),  # its own: else every pass would draw from, and so change, torch's global state
         pin_memory=accelerator.device.type == "cuda",
     )
     wanted = {info.site: info.layers for info in store.manifest.arrays.values()}
@@ -215,24 +221,21 @@ class _ChunkRows:
         """Put one batch, of these `sequences`, where it belongs."""
         packing = recorded.packing
         firsts = [i for i, sequence in enumerate(sequences) if sequence in self.example_rows]
-
-        def numbers(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=packing.rows.device)
-
-        in_batch, example_rows = numbers(firsts), numbers([self.example_rows[sequences[i]] for i in firsts])
-        starts = numbers([self.starts[sequence] for sequence in sequences])
+        starts = _to_device([[self.starts[sequence] for sequence in sequences]], packing.rows.device)[0]
+        rows_of_firsts = [self.example_rows[sequences[i]] for i in firsts]
+        lengths_of_firsts = self.lengths[sequences][firsts].tolist()
+        in_batch, example_rows, lengths = _to_device([firsts, rows_of_firsts, lengths_of_firsts], packing.rows.device)
         text, position = packing.rows // packing.shape[1], packing.rows % packing.shape[1]
-        token_rows = starts[text] + position
+        token_rows, first_tokens = starts[text] + position, packing.firsts[in_batch]
         for (kind, layer), buffer in self.buffers.items():
             info = self.arrays[kind]
             values = recorded.values[info.site, layer]
             if info.rows == "tokens":
                 buffer.index_copy_(0, token_rows, values.to(buffer.dtype))
             elif info.rows == "first":
-                rows = values.index_select(0, packing.firsts[in_batch])
+                rows = values.index_select(0, first_tokens)
                 buffer.index_copy_(0, example_rows, rows.to(buffer.dtype))
             else:
-                lengths = numbers(self.lengths[sequences][firsts].tolist())
                 rows = packing.unpack(values.float())[in_batch].sum(dim=1) / lengths[:, None]
                 buffer.index_copy_(0, example_rows, rows.to(buffer.dtype))
         if self.logits.shape[1]:
@@ -247,6 +250,12 @@ class _ChunkRows:
             writer.write(kind, layer, first_row, buffer.cpu().numpy())
         if self.logits.shape[1]:
             writer.write_logits(self.chunk.first_example_row, self.logits.cpu().numpy())
+
+
+def _to_device(numbers: list[list[int]], device: torch.device) -> Tensor:
+    """Rows of whole numbers, without waiting for a GPU."""
+    tensor = torch.tensor(numbers, dtype=torch.long)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _check_finite(rows: Tensor, kind: str, layer: int, state: str) -> None:

@@ -68,6 +68,8 @@ class Manifest:
 
     arrays: dict[str, ArrayInfo]
     """By kind."""
+    depth: int
+    """Layers of the model, L; not all need be stored."""
     num_examples: int
     num_tokens: int
     """Rows of token arrays; 0 when there are none."""
@@ -170,9 +172,10 @@ class FeatureStore:
         """One row an example, in row order."""
         return pd.read_parquet(self.folder / "examples.parquet")
 
-    def tokens(self, columns: list[str] | None = None) -> pd.DataFrame:
-        """One row a token, in row order."""
-        return pd.read_parquet(self.folder / "tokens.parquet", columns=columns)
+    def tokens(self, columns: list[str] | None = None, rows: tuple[int, int] | None = None) -> pd.DataFrame:
+        """One row a token, in row order; of all or from `rows[0]` to before `rows[1]`."""
+        filters = None if rows is None else [("row", ">=", int(rows[0])), ("row", "<", int(rows[1]))]
+        return pd.read_parquet(self.folder / "tokens.parquet", columns=columns, filters=filters)
 
     def array(self, kind: str, state: str, layer: int) -> np.ndarray:
         """The rows of one kind, state and layer, memory-mapped and read-only.

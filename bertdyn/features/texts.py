@@ -39,7 +39,7 @@ class TokenisedTexts:
     @cached_property
     def lengths(self) -> np.ndarray:
         """[sequences], in tokens, special ones included."""
-        return np.concatenate([np.array(dataset["length"]) for dataset in self.datasets])
+        return np.concatenate([np.array(dataset["length"][:]) for dataset in self.datasets])
 
     @cached_property
     def owner(self) -> np.ndarray:
@@ -95,4 +95,4 @@ def texts_of(
 
 
 def _owner(dataset: Dataset) -> np.ndarray:
-    return np.array(dataset["example" if "example" in dataset.column_names else "index"])
+    return np.array(dataset["example" if "example" in dataset.column_names else "index"][:])

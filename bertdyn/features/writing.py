@@ -1,13 +1,14 @@
 """Writing a feature store: rows known in advance, in place, by any number of processes, resumable.
 
     store = create_store(folder, manifest, examples, tokens)      # the main process
-    begin_state(store, "epoch_003", resume=True)                  # the main process
+    begin_state(store, "epoch_003", model=…, resume=True)         # the main process
     writer = StateWriter(store, "epoch_003")                      # every process, each its own chunks
     writer.write(kind, layer, first_row, rows); writer.finished(chunk)
     finish_state(store, "best", "epoch_003", model=…)             # the main process, when all are done
 
 A state grows under a temporary name. A chunk of rows counts as written when its mark is there, and the mark is set
 only after its rows are on the disk, so that after a kill the missing chunks, and they only, are computed again.
+Neighbouring chunks share a page of a file: processes must be of one host (NFS does not merge pages of two).
 """
 
 import itertools
@@ -25,6 +26,8 @@ import pyarrow.parquet
 from bertdyn.features.store import FeatureStore, Manifest, StateInfo, array_path
 from bertdyn.files import replacing
 
+MODEL = "model"
+"""The file beside the marks that says whose rows they are."""
 SECONDS_BETWEEN_SYNCS = 5.0
 """How much work a kill can cost; a sync makes the disk the pace."""
 
@@ -52,8 +55,20 @@ def create_store(
     return store
 
 
-def begin_state(store: FeatureStore, folder: str, *, resume: bool) -> None:
-    """Allocate the arrays of a state; those of an interrupted attempt are kept where `resume` says so."""
+def begun_with(store: FeatureStore, folder: str) -> str | None:
+    """Fingerprint of the model of an interrupted attempt at a state; None without one."""
+    path = _marks(store, folder) / MODEL
+    return path.read_text() if path.exists() else None
+
+
+def begin_state(store: FeatureStore, folder: str, model: str, *, resume: bool) -> None:
+    """Allocate the arrays of a state; those of an interrupted attempt are kept where `resume` says so.
+
+    Parameters
+    ----------
+    model
+        Fingerprint of what makes the state.
+    """
     growing, marks = _growing(store, folder), _marks(store, folder)
     if resume and marks.exists():
         if not growing.exists():  # cut short while finishing
@@ -65,9 +80,12 @@ def begin_state(store: FeatureStore, folder: str, *, resume: bool) -> None:
         path = growing / name
         path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        with path.open("r+b") as file:  # a full disk is an error now, not a SIGBUS while writing
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    marks.mkdir()  # last: without it the allocation was cut short
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a SIGBUS while writing
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    with replacing(marks) as temporary:  # last: without it the allocation was cut short
+        temporary.mkdir()
+        (temporary / MODEL).write_text(model)
 
 
 class StateWriter:

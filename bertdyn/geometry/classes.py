@@ -77,8 +77,8 @@ def neural_collapse(rows: np.ndarray, labels: np.ndarray) -> float:
     spread = np.sqrt(counts / len(rows))[:, None] * (means - rows.mean(axis=0))  # S_B = spreadᵀ spread
     _, singular, directions = np.linalg.svd(spread, full_matrices=False)
     # Means that coincide differ by rounding, which a pseudo-inverse would turn into an enormous value.
-    noise = max(spread.shape) * np.finfo(np.float64).eps * max(singular[0], np.sqrt(np.mean(np.square(rows))))
-    kept = singular > noise
+    noise = len(rows) * np.finfo(np.float64).eps * max(singular[0], np.sqrt(np.mean(np.square(rows))))
+    kept = (singular > noise) & (np.arange(len(singular)) < len(counts) - 1)
     if not kept.any():
         return float("nan")
     along = (rows - means[classes]) @ (directions[kept] / singular[kept, None]).T

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MAD_TO_STD = 1.4826
-"""Standard deviations in a median absolute deviation of normal values."""
+"""Times the median absolute deviation is the standard deviation, of normal values."""
 
 
 def _far(values: np.ndarray, threshold: float) -> np.ndarray:

@@ -50,6 +50,17 @@ def bootstrap_ratio(
     return low, high
 
 
+def bias_corrected(estimate: float, leave_one_out: np.ndarray) -> float:
+    """`estimate` less its bias of order 1/groups: g θ − (g − 1) mean(θ_i); as it is below two groups.
+
+    References
+    ----------
+    Quenouille 1956; Efron & Tibshirani 1993, chapter 10.
+    """
+    groups = len(leave_one_out)
+    return groups * estimate - (groups - 1) * float(np.mean(leave_one_out)) if groups > 1 else estimate
+
+
 def jackknife(estimate: float, leave_one_out: np.ndarray) -> tuple[float, float]:
     """Interval from the estimates with each of g groups of examples left out (of about equal size).
 
@@ -63,7 +74,7 @@ def jackknife(estimate: float, leave_one_out: np.ndarray) -> tuple[float, float]
     Returns
     -------
     tuple
-        (low, high); NaN below two groups or where an estimate is NaN.
+        (low, high); NaN below two groups or where an estimate is not finite.
 
     References
     ----------
@@ -71,7 +82,7 @@ def jackknife(estimate: float, leave_one_out: np.ndarray) -> tuple[float, float]
     """
     left_out = np.asarray(leave_one_out, dtype=np.float64)
     groups = len(left_out)
-    if groups < 2:
+    if groups < 2 or not np.isfinite([estimate, *left_out]).all():
         return float("nan"), float("nan")
     error = np.sqrt((groups - 1) * np.mean(np.square(left_out - left_out.mean())))
     margin = float(student_t.ppf(0.975, groups - 1) * error)

@@ -39,7 +39,9 @@ def debiased_cka(x: Moments, y: Moments, xy: CrossMoments) -> float:
     """Linear CKA from the unbiased HSIC: 1 for the same geometry, 0 on average for unrelated rows.
 
     Plain CKA of unrelated states grows towards 1 as width/rows does. This one stays at 0 (and so may
-    be a little negative), so that states are comparable whatever the number of rows.
+    be a little negative), so that states are comparable whatever the number of rows, where rows are
+    independent. Tokens of one text are not: with them it grows as 1/texts does, which
+    `intervals.bias_corrected` takes off.
 
     Returns
     -------

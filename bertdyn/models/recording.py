@@ -147,7 +147,8 @@ def first_token_attention(query: Tensor, key: Tensor, packing: Packing, head_siz
     """
     first = query.index_select(0, packing.firsts).float().unflatten(-1, (-1, head_size))
     keys = packing.unpack(key.float()).unflatten(-1, (-1, head_size))
-    scores = torch.einsum("bhd,bshd->bhs", first, keys) * head_size**-0.5
+    with torch.autocast(query.device.type, enabled=False):  # which would round the scores
+        scores = torch.einsum("bhd,bshd->bhs", first, keys) * head_size**-0.5
     real = packing.unpack(torch.ones_like(key[:, 0])).bool()
     weights = scores.masked_fill(~real[:, None], -torch.inf).softmax(dim=-1).mean(dim=1)
     return packing.pack(weights)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bertdyn.geometry.pca import FixedBasis
+from bertdyn.plots.layers import spread, state_name
 from bertdyn.plots.style import COLORS, new_figure, plain
 
 MAX_CELLS_ACROSS = 8
@@ -48,8 +49,8 @@ def point_grid(
     notes
         Layer → a few characters for each state, written into its panel.
     """
-    layers = _spread(sorted(points), MAX_CELLS_ACROSS)
-    shown = _spread(range(len(states)), MAX_CELLS_ACROSS)
+    layers = spread(sorted(points), MAX_CELLS_ACROSS)
+    shown = spread(range(len(states)), MAX_CELLS_ACROSS)
     figure = new_figure(1.3 + 1.55 * len(shown), 1.3 + 1.45 * len(layers), title)
     grid = figure.subplots(len(layers), len(shown), squeeze=False, sharex="row", sharey="row")
     stride = max(1, len(labels) // MAX_POINTS)
@@ -73,7 +74,7 @@ def point_grid(
             if notes:
                 axes.text(0.03, 0.03, notes[layer][state], transform=axes.transAxes, fontsize=7, color="#444444")
             if i == 0:
-                axes.set_title(states[state].replace("_", " "), fontsize=9)
+                axes.set_title(state_name(states[state]), fontsize=9)
             if j == 0:
                 axes.set_ylabel(f"layer {layer}", fontsize=9)
     handles, names = grid[0, 0].get_legend_handles_labels()
@@ -84,11 +85,3 @@ def point_grid(
         handle.set_sizes([24])  # type: ignore[union-attr]
         handle.set_alpha(1)  # type: ignore[union-attr]
     return figure
-
-
-def _spread(values: Sequence[int], most: int) -> list[int]:
-    """At most `most` of `values`, evenly spread, the first and the last among them."""
-    values = list(values)
-    if len(values) <= most:
-        return values
-    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]

@@ -1,4 +1,4 @@
-"""Figures of how the features of one state lie: anisotropy, spread, rank, classes, norms, outlier dimensions.
+"""Figures of how the features of one state lie: anisotropy, spread, rank, classes, tokens of one text.
 
 A cosine within a text is drawn with the cosine of random pairs of different texts (dashed), which is its control: only
 what exceeds it belongs to the text. The table `geometry` has one row for each run, state, layer, kind of rows and
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bertdyn.plots.similarity import (
+from bertdyn.plots.layers import (
     DEPTH,
     by_layer_and_state,
     draw,
@@ -25,7 +25,9 @@ from bertdyn.plots.similarity import (
     layer_heatmap,
     legend_below,
     line_style,
+    log_where_wide,
     present,
+    rows_of_states,
     sample_note,
     spread,
     state_name,
@@ -33,13 +35,9 @@ from bertdyn.plots.similarity import (
 from bertdyn.plots.style import COLORS, SEQUENTIAL, new_figure, plain, tidy
 
 FEWER_ROWS = {"effective_rank": "effective rank", "iso_score": "IsoScore"}
-MAX_STATES = 6
-MAX_BOXES = 4
+MAX_STATES_DOWN = 4
 MAX_LAYERS_ACROSS = 4
 MAX_TOKENS = 32
-MAX_NAMED_OUTLIERS = 6
-LOG_FROM = 30  # largest / smallest value from which an axis is logarithmic
-QUANTILES = {"norm_q05": "whislo", "norm_q25": "q1", "norm_q50": "med", "norm_q75": "q3", "norm_q95": "whishi"}
 
 
 def geometry_by_layer(table: pd.DataFrame, states: Sequence[str], title: str) -> Figure:
@@ -47,7 +45,7 @@ def geometry_by_layer(table: pd.DataFrame, states: Sequence[str], title: str) ->
 
     At most `MAX_STATES` of `states` are shown, evenly spread, the first and the last among them.
     """
-    rows, states = _of(table, states, ["content"])
+    rows, states = rows_of_states(table, states, ["content"])
     panels: dict[str, tuple[str, str, str | None, str]] = {  # measure → title, unit, dashed measure, what dashes are
         "within_text_cosine": (
             "Cosine between tokens of a text",
@@ -73,8 +71,8 @@ def geometry_by_layer(table: pd.DataFrame, states: Sequence[str], title: str) ->
         tidy(axes, name, DEPTH, unit)
         layer_axis(axes, rows["layer"])
         if measure == "total_variance":
-            _log_where_wide(axes, rows.loc[rows["measure"] == measure, "value"])
-    legend_below(figure, _names(states), columns=4, note=sample_note(rows, FEWER_ROWS), more=dashes)
+            log_where_wide(axes, rows.loc[rows["measure"] == measure, "value"])
+    legend_below(figure, list(map(state_name, states)), columns=4, note=sample_note(rows, FEWER_ROWS), more=dashes)
     return figure
 
 
@@ -83,7 +81,7 @@ def class_geometry(table: pd.DataFrame, states: Sequence[str], title: str) -> Fi
 
     At most `MAX_STATES` of `states` are shown, evenly spread, the first and the last among them.
     """
-    rows, states = _of(table, states, ["first", "mean"])
+    rows, states = rows_of_states(table, states, ["first", "mean"])
     panels = {
         "class_cosine_within": ("Cosine of two texts of one class", "cosine"),
         "class_cosine_between": ("Cosine of two texts of different classes", "cosine"),
@@ -102,7 +100,7 @@ def class_geometry(table: pd.DataFrame, states: Sequence[str], title: str) -> Fi
         tidy(axes, panels[measure][0], DEPTH, panels[measure][1])
         layer_axis(axes, rows["layer"])
         if measure in ("fisher_ratio", "nc1"):
-            _log_where_wide(axes, of_measure["value"])
+            log_where_wide(axes, of_measure["value"])
     if {"class_cosine_within", "class_cosine_between"} <= set(grid):
         grid["class_cosine_within"].sharey(grid["class_cosine_between"])
         grid["class_cosine_between"].autoscale(axis="y")
@@ -110,7 +108,7 @@ def class_geometry(table: pd.DataFrame, states: Sequence[str], title: str) -> Fi
         "first token": Line2D([], [], color="black", marker="o", markersize=3.5),
         "mean over the content tokens": _dashed(),
     }
-    legend_below(figure, _names(states), columns=4, note=sample_note(rows, FEWER_ROWS), more=more)
+    legend_below(figure, list(map(state_name, states)), columns=4, note=sample_note(rows, FEWER_ROWS), more=more)
     return figure
 
 
@@ -174,59 +172,9 @@ def cosine_distributions(histogram: pd.DataFrame, states: Sequence[str], title: 
     axes.set_ylim(min(-0.1, occupied["low"].min()), 1)
     legend_below(
         figure,
-        [*_names([s for s, _ in sides]), "mean"],
+        [*(state_name(s) for s, _ in sides), "mean"],
         columns=3,
         note="width: density, on one scale for the two halves of a layer",
-    )
-    return figure
-
-
-def norm_figure(geometry: pd.DataFrame, dimensions: pd.DataFrame, states: Sequence[str], title: str) -> Figure:
-    """Lengths of the content tokens by layer; below, the mean of every dimension with the outliers named.
-
-    Parameters
-    ----------
-    geometry
-        Its quantiles of the norm: boxes from 25 to 75 %, whiskers from 5 to 95 %, at most `MAX_BOXES` states.
-    dimensions
-        Columns run, state, layer, dimension, mean, std, outlier; the first and the last of `states` are shown, at most
-        `MAX_LAYERS_ACROSS` layers, and the `MAX_NAMED_OUTLIERS` largest outliers of a panel get their number.
-    """
-    norms, boxes = _of(geometry[geometry["measure"].isin(QUANTILES)], states, ["content"])
-    boxes = spread(boxes, MAX_BOXES)
-    below = [s for s in dict.fromkeys([states[0], states[-1]]) if s in set(dimensions["state"])]
-    layers = spread(sorted(dimensions["layer"].unique()), MAX_LAYERS_ACROSS)
-    heights = [3.3] * bool(boxes) + [2.2] * len(below)
-    figure = new_figure(11.5, 0.9 + sum(heights), title)
-    grid = figure.add_gridspec(max(len(heights), 1), max(len(layers), 1), height_ratios=heights or None)
-    colors = {s: COLORS[i] for i, s in enumerate(dict.fromkeys([*boxes, *below]))}
-    if boxes:
-        _norm_boxes(figure.add_subplot(grid[0, :]), norms, {s: colors[s] for s in boxes})
-    for j, layer in enumerate(layers):
-        first = None
-        for i, state in enumerate(below):
-            first = axes = figure.add_subplot(grid[bool(boxes) + i, j], sharex=first, sharey=first)
-            of_panel = dimensions[(dimensions["state"] == state) & (dimensions["layer"] == layer)]
-            _dimension_means(axes, of_panel.sort_values("dimension"), colors[state])
-            tidy(
-                axes,
-                f"{state_name(state)}, layer {layer}",
-                "dimension" if state == below[-1] else "",
-                "mean ± std" if j == 0 else "",
-            )
-        if first is not None:
-            bottom, top = first.get_ylim()
-            first.set_ylim(bottom - 0.2 * (top - bottom), top + 0.2 * (top - bottom))  # room for the outliers' numbers
-    legend_below(
-        figure,
-        _names(states),
-        columns=5,
-        note="boxes: 25 to 75 %; whiskers: 5 to 95 % of the content tokens",
-        more={
-            f"outlier dimension (numbered: the {MAX_NAMED_OUTLIERS} largest)": Line2D(
-                [], [], color="black", marker="o", markersize=3, linestyle=""
-            )
-        },
     )
     return figure
 
@@ -247,7 +195,7 @@ def token_cosine_heatmaps(
     names = [plain(t if len(t) <= 12 else t[:11] + "…") for t in tokens[:number]]
     across = MAX_LAYERS_ACROSS if number <= 16 else MAX_LAYERS_ACROSS - 1  # room for the names
     layers = spread(sorted({layer for of_state in matrices.values() for layer in of_state}), across)
-    states = spread(list(matrices), MAX_BOXES)
+    states = spread(list(matrices), MAX_STATES_DOWN)
     if number < len(tokens):
         title += f"\nthe first {number} of {len(tokens)} tokens"
     side = 10.2 / max(len(layers), 2)
@@ -268,17 +216,6 @@ def token_cosine_heatmaps(
     return figure
 
 
-def _of(table: pd.DataFrame, states: Sequence[str], rows: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """What there is of at most `MAX_STATES` of `states`, and which these are."""
-    there = table[table["rows"].isin(rows)].dropna(subset=["value"])
-    shown = spread([s for s in states if s in set(there["state"])], MAX_STATES)
-    return there[there["state"].isin(shown)], shown
-
-
-def _names(states: Sequence[str]) -> list[str]:
-    return [state_name(state) for state in states]
-
-
 def _by_state(axes: Axes, rows: pd.DataFrame, states: Sequence[str], dashed: bool = False) -> None:
     """One line a state; a state has one colour and marker in all panels."""
     for i, state in enumerate(states):
@@ -290,72 +227,3 @@ def _by_state(axes: Axes, rows: pd.DataFrame, states: Sequence[str], dashed: boo
 
 def _dashed() -> Line2D:
     return Line2D([], [], color="black", linestyle="--", marker="o", markersize=3.5, markerfacecolor="white")
-
-
-def _log_where_wide(axes: Axes, values: pd.Series) -> None:
-    if values.min() > 0 and values.max() > LOG_FROM * values.min():
-        axes.set_yscale("log")
-
-
-def _norm_boxes(axes: Axes, rows: pd.DataFrame, colors: Mapping[str, str]) -> None:
-    """Boxes from the quantiles, those of one layer side by side."""
-    table = rows.pivot(index=["state", "layer"], columns="measure", values="value")
-    table = table.reindex(columns=list(QUANTILES)).dropna().rename(columns=QUANTILES)
-    shown = [s for s in colors if s in table.index.get_level_values("state")]
-    width = 0.8 / max(len(shown), 1)
-    for i, state in enumerate(shown):
-        of_state = table.loc[state]
-        boxes = axes.bxp(
-            of_state.to_dict("records"),
-            positions=of_state.index + (i - (len(shown) - 1) / 2) * width,
-            widths=0.8 * width,
-            manage_ticks=False,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": colors[state], "linewidth": 0.5},
-            medianprops={"color": "white", "linewidth": 1.5},
-            whiskerprops={"color": colors[state]},
-            capprops={"color": colors[state]},
-        )
-        boxes["boxes"][0].set_label(state_name(state))
-    tidy(axes, "Length of the content tokens", DEPTH, "Euclidean norm")
-    axes.set_xticks(sorted(rows["layer"].unique()))
-    _log_where_wide(axes, rows["value"])
-    if axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)
-
-
-def _dimension_means(axes: Axes, rows: pd.DataFrame, color: str) -> None:
-    """Mean ± standard deviation over the dimensions; the outliers' numbers above (negative ones below)."""
-    x, mean, std = (rows[c].to_numpy(dtype=float) for c in ("dimension", "mean", "std"))
-    axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.3, linewidth=0)
-    axes.plot(x, mean, color=color, linewidth=0.7)
-    outliers = rows[rows["outlier"]]
-    axes.plot(outliers["dimension"], outliers["mean"], "o", color="black", markersize=2.5)
-    named = outliers.loc[outliers["mean"].abs().nlargest(MAX_NAMED_OUTLIERS).index]
-    for sign, y in ((1, 0.97), (-1, 0.03)):
-        side = named[np.sign(named["mean"]) == sign].sort_values("dimension")
-        places = _apart(side["dimension"].to_numpy(dtype=float), 0.13 * len(x), x.min(), x.max())
-        for place, dimension, value in zip(places, side["dimension"], side["mean"], strict=True):
-            axes.annotate(
-                str(dimension),
-                (dimension, value),
-                (place, y),
-                textcoords=axes.get_xaxis_transform(),
-                fontsize=7.5,
-                ha="center",
-                va="top" if sign > 0 else "bottom",
-                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#606060", "shrinkA": 0, "shrinkB": 1},
-            )
-
-
-def _apart(places: np.ndarray, least: float, low: float, high: float) -> np.ndarray:
-    """Sorted `places` moved to be `least` apart from each other, and within [low, high] where they fit."""
-    moved = places.copy()
-    for i in range(1, len(moved)):
-        moved[i] = max(moved[i], moved[i - 1] + least)
-    if len(moved):
-        moved[-1] = min(moved[-1], high)
-    for i in range(len(moved) - 1, 0, -1):
-        moved[i - 1] = min(moved[i - 1], moved[i] - least)
-    return moved

@@ -20,12 +20,12 @@ from bertdyn.errors import InputError
 from bertdyn.features.aligned import AlignedRows
 from bertdyn.features.store import FeatureStore
 from bertdyn.geometry.cosines import unit
-from bertdyn.geometry.tsne import joint_tsne
+from bertdyn.geometry.tsne import MAX_ROWS, joint_tsne
 from bertdyn.steps.compare_report import AND, Comparison, write_report
 from bertdyn.steps.config import CompareConfig, ExtractConfig, choices, layer_numbers
 from bertdyn.steps.extract import STORE
 from bertdyn.steps.measuring import LayerTables, measure_layer
-from bertdyn.steps.sources import label_of
+from bertdyn.steps.sources import described, extract_config, label_of
 from bertdyn.steps.sources import tags_of as extract_tags
 from bertdyn.tracking.locations import load_run_config, require_source, run_folder
 from bertdyn.tracking.tracker import Tracker
@@ -98,8 +98,8 @@ def open_runs(config: CompareConfig) -> list[ExtractRun]:
     flag = "run_ids" if config.run_ids else "source_run_id"
     runs: list[ExtractRun] = []
     for run_id in config.runs:
-        require_source(run_id, ("extract",), flag=flag)
-        extracted = ExtractConfig(**load_run_config(run_id))
+        require_source(run_id, ("extract",), flag=flag, complete=True)
+        extracted = extract_config(run_id)
         store = FeatureStore.open(run_folder(run_id, STORE))
         states = store.states if config.states == "all" else choices(config.states, "states")
         for state in states:
@@ -133,7 +133,7 @@ def compare_states(run: ExtractRun, config: CompareConfig) -> Comparison:
     layers = chosen_layers(aligned, config)
     measured = measure(aligned, layers, pairs, config, run.label)
     names = dict(enumerate(run.states))
-    about = {"run": run.label, "run_id": run.run_id}
+    about = {"run": run.label, "run_id": run.run_id, **described(run.config)}
 
     def table(rows: Sequence[dict[str, Any]] | pd.DataFrame, **more: Any) -> pd.DataFrame:
         frame = pd.DataFrame(rows).assign(**about, **more)
@@ -170,16 +170,19 @@ def compare_runs(one: ExtractRun, other: ExtractRun, config: CompareConfig) -> p
     """
     sources = [(run.store, run.states[-1]) for run in (one, other)]
     aligned = AlignedRows(sources, config.part, config.max_examples)
-    depths = [max(run.store.layers(kind)) for run in (one, other) for kind in run.store.manifest.arrays]
-    if len(set(depths)) > 1:
+    if one.store.manifest.depth != other.store.manifest.depth:
         raise InputError(
-            f"{one.run_id} has {depths[0]} layers, {other.run_id} has {depths[-1]}: layers do not correspond"
+            f"{one.run_id} has {one.store.manifest.depth} layers, {other.run_id} has {other.store.manifest.depth}: "
+            "layers do not correspond"
         )
     label = f"{one.label}{AND}{other.label}"
     measured = measure(aligned, chosen_layers(aligned, config), [(0, 1)], config, label, geometry=False)
     return pd.DataFrame(_rows(measured, "similarity")).assign(
         run=label,
         run_id=f"{one.run_id},{other.run_id}",
+        dataset=described(one.config)["dataset"],
+        model=" and ".join(dict.fromkeys(str(described(run.config)["model"]) for run in (one, other))),
+        seed=-1,
         kind="reseeded" if only_seed_differs(one, other) else "models",
         state_a=one.states[-1],
         state_b=other.states[-1],
@@ -266,7 +269,7 @@ def token_cosines(
         short = of_part[of_part["n_rows"].between(*HEATMAP_TOKENS)]
         chosen = (of_part if short.empty else short)[:1]
     first, count = chosen[["first_row", "n_rows"]].iloc[0]
-    tokens = run.store.tokens(["token"])["token"].iloc[first : first + count].tolist()
+    tokens = run.store.tokens(["token"], (first, first + count))["token"].tolist()
     cosines: dict[str, dict[int, np.ndarray]] = {}
     for state in dict.fromkeys([run.states[0], run.states[-1]]):
         units = {layer: unit(run.store.array("tokens", state, layer)[first : first + count]) for layer in layers}
@@ -276,9 +279,11 @@ def token_cosines(
 
 def tsne(aligned: AlignedRows, layers: Sequence[int], config: CompareConfig) -> dict[int, list[np.ndarray]]:
     """Layer → [rows, 2] by state, of first tokens; of the middle and the last layer."""
+    if "first" not in aligned.kinds:
+        raise InputError("--tsne true: needs first tokens; extract them with --rows tokens or first")
     places = {}
     for layer in sorted({layers[len(layers) // 2], layers[-1]} - {0}):
-        blocks = [block["first"].states for block in aligned.blocks(layer, 0, min(len(aligned.examples), 500))]
+        blocks = [block["first"].states for block in aligned.blocks(layer, 0, min(len(aligned.examples), MAX_ROWS))]
         places[layer] = joint_tsne([np.concatenate(of) for of in zip(*blocks, strict=True)], seed=config.seed)
     return places
 

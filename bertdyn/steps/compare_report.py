@@ -13,9 +13,9 @@ from bertdyn.plots.geometry import (
     cosine_distributions,
     geometry_by_layer,
     geometry_heatmaps,
-    norm_figure,
     token_cosine_heatmaps,
 )
+from bertdyn.plots.norms import norm_figure
 from bertdyn.plots.similarity import similarity_by_layer, similarity_heatmaps, similarity_over_runs
 from bertdyn.steps.config import CompareConfig
 from bertdyn.steps.measuring import Projection
@@ -27,9 +27,7 @@ SCALARS = ("cosine", "cosine_centered", "cka", "knn_overlap")
 """Measures that are also metrics of the run, by layer."""
 COLUMNS = {
     "cosine": "cosine",
-    "cosine_mismatched": "of mismatched tokens",
-    "cosine_random_pairs_a": "random pairs, before",
-    "cosine_random_pairs_b": "random pairs, after",
+    "cosine_mismatched": "cosine, mismatched",
     "cosine_centered": "cosine, means subtracted",
     "cka": "CKA",
     "knn_overlap": "neighbours kept",
@@ -78,11 +76,11 @@ def write_report(
         Pairs of runs that could not be compared row by row, and why.
     """
     tables = {
-        "similarity": pd.concat([*(part.similarity for part in parts), *between], ignore_index=True),
-        "geometry": pd.concat([part.geometry for part in parts], ignore_index=True),
-        "cosine_histogram": pd.concat([part.histogram for part in parts], ignore_index=True),
-        "dimensions": pd.concat([part.dimensions for part in parts], ignore_index=True),
-        "pca": pd.concat([_pca_table(part) for part in parts], ignore_index=True),
+        "similarity": _joined([*(part.similarity for part in parts), *between]),
+        "geometry": _joined([part.geometry for part in parts]),
+        "cosine_histogram": _joined([part.histogram for part in parts]),
+        "dimensions": _joined([part.dimensions for part in parts]),
+        "pca": _joined([_pca_table(part) for part in parts]),
     }
     for name, table in tables.items():
         if not table.empty:
@@ -142,6 +140,8 @@ def _heatmaps(part: Comparison) -> Figure:
 
 def _figures_of_several(parts: Sequence[Comparison], similarity: pd.DataFrame) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
+    if similarity.empty:
+        return figures
     pairs = [pair for part in parts if not (pair := _last_pair(part.similarity)).empty]
     if len({(pair["state_a"].iloc[0], pair["state_b"].iloc[0]) for pair in pairs}) == 1 and len(pairs) > 1:
         figures["similarity_over_runs"] = similarity_over_runs(pd.concat(pairs), "What each layer keeps, by run")
@@ -166,6 +166,12 @@ def _last_pair(similarity: pd.DataFrame) -> pd.DataFrame:
     return similarity[(similarity["state_a"] == a) & (similarity["state_b"] == b)]
 
 
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table; empty ones would turn numbers of layers into floats."""
+    filled = [table for table in tables if not table.empty]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+
+
 def _pca_table(part: Comparison) -> pd.DataFrame:
     frames = [
         pd.DataFrame(
@@ -188,6 +194,8 @@ def _pca_table(part: Comparison) -> pd.DataFrame:
 def _log_scalars(part: Comparison, tracker: Tracker) -> None:
     """The main measures by layer; the step is the number of the state."""
     table, main = part.similarity, _main_rows(part.similarity)
+    if table.empty:
+        return
     for step, state in enumerate(part.states):
         rows = table[(table["state_b"] == state) & (table["rows"] == main) & table["measure"].isin(SCALARS)]
         values = {f"similarity/{row.measure}/layer_{row.layer:02d}": row.value for row in rows.itertuples()}
@@ -209,18 +217,18 @@ def _markdown(
     figures: Sequence[str],
     tables: Sequence[str],
 ) -> str:
-    if len(parts) > 1:
+    if similarity.empty:
+        lines = [f"## One state of {', '.join(f'`{part.label}`' for part in parts)}: nothing to compare", ""]
+    elif len(parts) > 1:
         lines = _runs_lines(similarity)
-    elif parts[0].similarity.empty:
-        lines = [f"## `{parts[0].label}`: one state, {parts[0].states[0]}", ""]
     else:
         lines = _pair_lines(_last_pair(parts[0].similarity), parts[0].label)
     if apart:
         lines += ["### Not compared row by row", "", *(f"- {reason}" for reason in apart), ""]
     lines += [
         f"Texts of the part `{config.part}`. Brackets: 95 % over texts. Mismatched: a token before and one of "
-        "another text after; random pairs are tokens of different texts in one state: what a cosine is worth where "
-        "nothing corresponds. CKA, neighbours and Procrustes do not change under a rotation; cosine does.",
+        "another text after, what a cosine is worth where nothing corresponds. CKA, neighbours and Procrustes "
+        "do not change under a rotation; cosine does.",
         "",
         f"Figures (`figures/`): {', '.join(f'`{name}`' for name in figures)}. "
         f"Tables (parquet): {', '.join(f'`{name}`' for name in tables)}.",

@@ -28,9 +28,7 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
     store_features: bool = HfArg(
         default=True, help="Store pooled features of the probe part after every epoch (first token and mean)."
     )
-    store_attention: bool = HfArg(
-        default=False, help="Store the first token's attention too, averaged over heads (slower: eager attention)."
-    )
+    store_attention: bool = HfArg(default=False, help="Store the first token's attention too, averaged over heads.")
     run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-fine-tune.")
     register_as: Optional[str] = HfArg(
         default=None, help="Register the best model: '<name>' or '<name>@<alias>'; loads as models:/<name>@<alias>."
@@ -134,6 +132,8 @@ class ExtractConfig(DataConfig):
         super().__post_init__()
         if not self.resume_run_id and bool(self.source_run_id) == bool(self.model_name_or_path):
             raise InputError("give --source_run_id <fine-tune run> or --model_name_or_path <model>, one of the two")
+        if self.model_name_or_path and self.states != type(self).states:
+            raise InputError(f"--states {self.states!r}: a model has one state, called 'model'; leave it out")
         if self.tokenizer_name and self.source_run_id:
             raise InputError("--tokenizer_name: a run brings its own tokenizer; leave it out with --source_run_id")
         for name, accepted in (("dtype", DTYPES), ("mixed_precision", PRECISIONS)):

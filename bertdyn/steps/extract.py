@@ -24,7 +24,7 @@ from bertdyn.errors import InputError
 from bertdyn.features.extraction import extract_state, make_manifest
 from bertdyn.features.store import FeatureStore, Manifest
 from bertdyn.features.texts import TokenisedTexts, texts_of
-from bertdyn.features.writing import create_store, name_state
+from bertdyn.features.writing import begun_with, create_store, name_state
 from bertdyn.files import cache_folder
 from bertdyn.models.anatomy import anatomy_of
 from bertdyn.models.loading import check_max_length, load_config, load_encoder, load_model, load_tokenizer
@@ -107,6 +107,10 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
             if accelerator.is_main_process:
                 name_state(store, state.name, state.checkpoint, fingerprint)
         else:
+            if config.resume_run_id and begun_with(store, state.checkpoint) not in (None, fingerprint):
+                raise InputError(
+                    f"--resume_run_id {config.resume_run_id}: {state.name} was begun with another model; start anew"
+                )
             started = time.perf_counter()
             extract_state(
                 accelerator,
@@ -142,6 +146,7 @@ def _states(config: ExtractConfig) -> list[State]:
 
 def _load(config: ExtractConfig, state: State, data: TextData) -> PreTrainedModel:
     """With its head where it is a run's, an encoder alone otherwise; computing no padding where it can."""
+    torch.manual_seed(0)  # what a checkpoint lacks, a pooler that nothing reads, is drawn alike every time
     if config.source_run_id:
         model = load_model(
             state.location, data.task, label_names=class_names(data), trust_remote_code=config.trust_remote_code
@@ -158,7 +163,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -182,6 +187,9 @@ def _begin_store(
                     f"--resume_run_id {config.resume_run_id}: its store was begun with other texts or another model; "
                     "start a new run"
                 )
+            # What was complete when the run was cut may not have been delivered.
+            for path in [*dict.fromkeys(info.folder for info in begun.states), "examples.parquet", "manifest.json"]:
+                tracker.publish(f"{STORE}/{path}")
             return
     needed = manifest.bytes_per_state() * len({state.checkpoint for state in states})
     free = shutil.disk_usage(tracker.folder).free
@@ -200,7 +208,8 @@ def _begin_store(
             "--states, --parts or examples (--max_train_samples), --rows first, or --dtype float16"
         )
     create_store(folder, manifest, texts.example_table(), texts.token_pieces(tokenizer))
-    tracker.publish(STORE)
+    for path in ("examples.parquet", *(["tokens.parquet"] if manifest.num_tokens else []), "manifest.json"):
+        tracker.publish(f"{STORE}/{path}")
 
 
 def _report(

@@ -27,7 +27,7 @@ from bertdyn.geometry.classes import (
 )
 from bertdyn.geometry.cosines import WithinText, within_text
 from bertdyn.geometry.dimensions import norm_quantiles, outlier_dimensions
-from bertdyn.geometry.intervals import bootstrap_ratio, jackknife
+from bertdyn.geometry.intervals import bias_corrected, bootstrap_ratio, jackknife
 from bertdyn.geometry.moments import Moments
 from bertdyn.geometry.pca import FixedBasis, fixed_basis
 from bertdyn.geometry.similarity import chance_overlap, neighbour_overlap, neighbours, row_cosines
@@ -38,6 +38,9 @@ GROUPS = 10
 """Of texts, for the jackknife."""
 SAMPLE_ROWS = 2_000
 """Of each kind, where time grows with rows squared or the measure depends on their number."""
+BIASED = ("cka", "procrustes")
+"""Measures that take the likeness of tokens of one text (and few rows) for likeness of states: what the jackknife
+estimates of that is taken off."""
 BINS = np.linspace(-1, 1, 101)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -96,8 +99,11 @@ def measure_layer(
     totals = _totals(aligned, layer, pairs)
     found = _second_pass(aligned, layer, pairs, states, totals)
     for kind, total in totals.items():
+        num_examples = int((found.counts[kind] > 0).sum())
+        if num_examples < 2:
+            continue
         sample = _sample(aligned, layer, kind, seed)
-        size = {"rows": kind, "num_rows": total.rows, "num_examples": int((found.counts[kind] > 0).sum())}
+        size = {"rows": kind, "num_rows": total.rows, "num_examples": num_examples}
         for a, b in pairs:
             at = size | {"state_a": a, "state_b": b}
             tables.similarity.extend(_jackknifed(pair_measures(total, a, b), found.left_out[kind, a, b], at))
@@ -117,7 +123,7 @@ def measure_layer(
             basis = fixed_basis(sample.states)
             tables.pca.append(Projection(basis, sample.examples))
             for state in states:
-                at = size | {"state": state, "num_rows": len(sample.examples)}
+                at = size | {"state": state, "num_rows": len(sample.examples), "num_examples": len(sample.examples)}
                 for number, share in enumerate(basis.explained[state], start=1):
                     tables.geometry.append(_row(f"pca_explained_{number}", share, at))
     main = totals.get("content") or next(iter(totals.values()))
@@ -296,7 +302,10 @@ def _histogram(found: _Found, state: int) -> Iterator[Row]:
 
 def _jackknifed(values: dict[str, float], left_out: Sequence[dict[str, float]], at: Row) -> Iterator[Row]:
     for measure, value in values.items():
-        low, high = jackknife(value, np.array([without[measure] for without in left_out]))
+        without = np.array([measures[measure] for measures in left_out])
+        if measure in BIASED:
+            value = bias_corrected(value, without)
+        low, high = jackknife(value, without)
         yield _row(measure, value, at, low, high, "jackknife")
 
 

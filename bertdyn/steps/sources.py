@@ -64,8 +64,8 @@ def load_source_data(run_id: str) -> TextData:
 
 def _data_config(run_id: str) -> DataConfig:
     require_source(run_id, MODEL_STAGES)
-    stored = load_run_config(run_id)
-    return DataConfig(**{field.name: stored[field.name] for field in dataclasses.fields(DataConfig)})
+    config = _fine_tune_config(run_id)
+    return DataConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataConfig)})
 
 
 def label_of(config: ExtractConfig) -> str:
@@ -74,6 +74,29 @@ def label_of(config: ExtractConfig) -> str:
         return _fine_tune_config(config.source_run_id).default_run_name().removesuffix("-fine-tune")
     dataset, model = (str(name).rstrip("/").split("/")[-1] for name in (config.dataset, config.model_name_or_path))
     return f"{dataset}-{model}"
+
+
+def described(config: ExtractConfig) -> dict[str, str | int]:
+    """Dataset, model and seed of an extract run, as columns of tables that several runs share."""
+    if not config.source_run_id:
+        return {"dataset": config.dataset, "model": str(config.model_name_or_path), "seed": -1}
+    source = _fine_tune_config(config.source_run_id)
+    kind = (source.embeddings or "") + (" from scratch" if source.from_scratch else "")
+    return {"dataset": source.dataset, "model": f"{source.model_name_or_path} {kind}".strip(), "seed": source.seed}
+
+
+def extract_config(run_id: str) -> ExtractConfig:
+    """The options of an extract run.
+
+    Raises
+    ------
+    InputError
+        If they are those of another version.
+    """
+    stored = load_run_config(run_id)
+    if set(stored) != {field.name for field in dataclasses.fields(ExtractConfig)}:
+        raise InputError(f"run {run_id} was made by another version of bertdyn; extract anew")
+    return ExtractConfig(**stored)
 
 
 def tags_of(config: ExtractConfig) -> dict[str, str]:
@@ -105,9 +128,10 @@ def find_states(run_id: str, wanted: str) -> list[State]:
         return int(number) * (per_epoch if kind == "epoch" else 1)
 
     asked = choices(wanted, "states")
-    if asked == ["all"]:
+    if "all" in asked:
         pretrained = names["pretrained"]
-        asked = ["pretrained", *sorted((name for name in kept if name != pretrained), key=lambda n: (updates(n), n))]
+        every = ["pretrained", *sorted((name for name in kept if name != pretrained), key=lambda n: (updates(n), n))]
+        asked = [*every, *(name for name in asked if name != "all")]
     states = []
     for name in asked:
         checkpoint = names.get(name, name)

@@ -79,8 +79,8 @@ def run_folder(run_id: str, path: str) -> Path:
     return _artifact(_run(run_id), path)
 
 
-def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_run_id") -> None:
-    """Checks that a step can take this run as its source: a finished run of the right stage.
+def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_run_id", complete: bool = False) -> None:
+    """Checks that a step can take this run as its source: one of the right stage, that is not going on.
 
     Parameters
     ----------
@@ -90,11 +90,13 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
         The stages that the step accepts.
     flag
         The option that named the run, for the messages.
+    complete
+        Whether a run that failed or was killed is no source.
 
     Raises
     ------
     InputError
-        If the run does not exist, is of another stage, is still going, or only holds runs of several seeds.
+        If the run does not exist, is of another stage, still going or incomplete, or only holds runs of several seeds.
     """
     from mlflow.exceptions import MlflowException
 
@@ -111,6 +113,8 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
         raise InputError(
             f"--{flag}: run {run_id} is still going (or was killed: then finish it with --resume_run_id {run_id})"
         )
+    if complete and run.info.status != "FINISHED":
+        raise InputError(f"--{flag}: run {run_id} ended {run.info.status}; finish it with --resume_run_id {run_id}")
     try:
         same = [child for child in children(client, run) if child.data.tags.get("bertdyn.stage") == stage]
     except MlflowException as error:

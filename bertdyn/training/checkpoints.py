@@ -92,7 +92,9 @@ class Checkpoints(Listener):
     def on_epoch_end(self, progress: Progress) -> None:
         exact = self.model.dtype
         self._save_model(checkpoint_path(progress.epoch), self.dtype if progress.epoch else exact)
-        self._write(MANIFEST, lambda path: path.write_text(json.dumps(self._manifest(progress), indent=1)))
+        removed = self._outdated(progress)
+        manifest = self._manifest(progress, {checkpoint_path(epoch) for epoch in removed})
+        self._write(MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
         self._write(
             TRAINING_STATE,
             lambda path: save_training_state(
@@ -105,8 +107,8 @@ class Checkpoints(Listener):
                 with_weights=self.dtype != exact,
             ),
         )
-        if self.keep >= 0:
-            self._remove_old(progress)
+        for epoch in removed:
+            shutil.rmtree(self.folder / checkpoint_path(epoch), ignore_errors=True)
 
     def _save_model(self, path: str, dtype: torch.dtype) -> None:
         def write(target: Path) -> None:
@@ -125,24 +127,30 @@ class Checkpoints(Listener):
             raise InputError(f"cannot write {self.folder / path}: {error}; earlier checkpoints are intact") from error
         self.saved(path)
 
-    def _manifest(self, progress: Progress) -> dict[str, Any]:
+    def _manifest(self, progress: Progress, removed: set[str]) -> dict[str, Any]:
         states = {"pretrained": 0, "last": progress.epoch}
         if progress.epoch:
             states["best"] = best_epoch(progress.history, self.metric)
         return {
             "states": {name: f"epoch_{epoch:03d}" for name, epoch in states.items()},
-            "checkpoints": sorted(p.parent.name for p in (self.folder / "checkpoints").glob("[es]*/config.json")),
+            "checkpoints": sorted(
+                path.parent.name
+                for path in (self.folder / "checkpoints").glob("[es]*/config.json")
+                if f"checkpoints/{path.parent.name}" not in removed
+            ),
             "updates_per_epoch": progress.step // max(1, progress.epoch),
             "metric": self.metric,
             "history": [{"epoch": epoch, **metrics} for epoch, metrics in enumerate(progress.history)],
         }
 
-    def _remove_old(self, progress: Progress) -> None:
+    def _outdated(self, progress: Progress) -> set[int]:
+        """Epochs whose checkpoints are not to be kept any longer."""
+        if self.keep < 0:
+            return set()
         keep = set(range(progress.epoch - self.keep + 1, progress.epoch + 1)) | {0, progress.epoch}
         if progress.epoch:
             keep.add(best_epoch(progress.history, self.metric))
-        for epoch in set(range(progress.epoch)) - keep:
-            shutil.rmtree(self.folder / checkpoint_path(epoch), ignore_errors=True)
+        return set(range(progress.epoch)) - keep
 
 
 def save_training_state(

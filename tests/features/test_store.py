@@ -35,7 +35,13 @@ def _store(folder, n=3, examples=None, token_ids=None):
     }
     arrays["attention"] = ArrayInfo("attention", "tokens", "float16", [1], [0])
     manifest = Manifest(
-        arrays, num_examples=n, num_tokens=2 * n, num_classes=2, label_names=["no", "yes"], fingerprints={"data": "x"}
+        arrays,
+        depth=1,
+        num_examples=n,
+        num_tokens=2 * n,
+        num_classes=2,
+        label_names=["no", "yes"],
+        fingerprints={"data": "x"},
     )
     ids = range(2 * n) if token_ids is None else token_ids
     tokens = pd.DataFrame({"row": range(2 * n), "token_id": ids})
@@ -44,7 +50,7 @@ def _store(folder, n=3, examples=None, token_ids=None):
 
 def _fill(store, state, value=None, folder=None):
     """Every value, or every row its own number plus a hundred a layer."""
-    begin_state(store, folder or state, resume=False)
+    begin_state(store, folder or state, "weights", resume=False)
     writer = StateWriter(store, folder or state)
     for kind, info in store.manifest.arrays.items():
         rows = 6 if info.rows == "tokens" else 3
@@ -122,7 +128,7 @@ def test_two_states_of_one_epoch_share_their_arrays(tmp_path):
 def test_a_state_that_is_not_finished_never_shows(tmp_path):
     store = _store(tmp_path / "features")
     _fill(store, "epoch_000", 1.0)
-    begin_state(store, "epoch_001", resume=False)
+    begin_state(store, "epoch_001", "weights", resume=False)
     StateWriter(store, "epoch_001").write("first", 0, 0, np.full((3, 4), 2))
     opened = FeatureStore.open(tmp_path / "features")
     assert opened.states == ["epoch_000"]
@@ -205,7 +211,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path):
         store = _store(tmp_path / "features")
         store.manifest.num_examples = 20_000
         with pytest.raises(OSError, match="No space left"):
-            begin_state(store, "epoch_000", resume=False)
+            begin_state(store, "epoch_000", "weights", resume=False)
         assert not list((tmp_path / "features").glob(".*.done"))
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)

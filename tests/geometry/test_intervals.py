@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import bootstrap, t
 
 from bertdyn.geometry import intervals
-from bertdyn.geometry.intervals import bootstrap_ratio, jackknife
+from bertdyn.geometry.intervals import bias_corrected, bootstrap_ratio, jackknife
 from bertdyn.geometry.moments import CrossMoments, Moments
 from bertdyn.geometry.similarity import debiased_cka
 
@@ -99,3 +99,23 @@ def test_a_bootstrap_biases_debiased_cka_and_the_jackknife_does_not():
     assert np.mean(resampled) > 0.15
     assert abs(np.mean(left_out)) < 0.02
     assert covered >= 34
+
+
+def test_unrelated_tokens_are_not_alike_because_they_share_texts():
+    """Texts of ten tokens that share most of their direction: what they have in common is in both states."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(120), 10)
+    states = [rng.normal(size=(120, 60))[owner] + rng.normal(size=(1200, 60)) for _ in range(2)]
+
+    def cka(chosen):
+        x, y = (rows[chosen] for rows in states)
+        return debiased_cka(Moments.of(x), Moments.of(y), CrossMoments.of(x, y))
+
+    whole = cka(owner >= 0)
+    left_out = np.array([cka(owner % 10 != group) for group in range(10)])
+    assert whole > 0.05
+    corrected = bias_corrected(whole, left_out)
+    assert abs(corrected) < whole / 3
+    low, high = jackknife(corrected, left_out)
+    assert low < 0.02 < high
+    assert bias_corrected(1.0, np.ones(10)) == 1

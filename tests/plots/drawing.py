@@ -40,9 +40,8 @@ def legend(figure):
 
 def collisions(figure):
     """Panels, legend and title that lie on one another, texts of one axis that do, and what is cut off."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.get_layout_engine().execute(figure)  # what drawing does first, and all that moves anything
     boxes = {f"panel {i} {axes.get_title()}": axes.get_tightbbox(renderer) for i, axes in enumerate(figure.axes)}
     boxes |= {f"legend {i}": legend.get_window_extent(renderer) for i, legend in enumerate(figure.legends)}
     boxes["title"] = figure._suptitle.get_window_extent(renderer)
@@ -55,10 +54,9 @@ def collisions(figure):
     ]
     for axes in figure.axes:
         upright = [t for t in [*axes.get_xticklabels(), *axes.texts] if t.get_rotation() in (0, 90) and t.get_text()]
-        for a, b in combinations(upright, 2):
-            # of an annotation, the words alone
-            if _overlap(Text.get_window_extent(a, renderer), Text.get_window_extent(b, renderer), 0):
-                found.append((a.get_text(), b.get_text()))
+        # of an annotation, the words alone
+        words = [(t.get_text(), Text.get_window_extent(t, renderer)) for t in upright]
+        found += [(a, b) for (a, box), (b, other) in combinations(words, 2) if _overlap(box, other, 0)]
     return found
 
 

@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -6,9 +8,9 @@ from bertdyn.plots.geometry import (
     cosine_distributions,
     geometry_by_layer,
     geometry_heatmaps,
-    norm_figure,
     token_cosine_heatmaps,
 )
+from bertdyn.plots.norms import norm_figure
 from tests.plots import tables
 from tests.plots.drawing import bands, collisions, legend, lines, panels
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 TWO = ["pretrained", "best"]
 STATES = ["pretrained", *(f"epoch_{i:03d}" for i in range(1, 11)), "last"]
+SIX = ["pretrained", "epoch_002", "epoch_004", "epoch_007", "epoch_009", "last"]
 CONTENT_PANELS = {
     "within_text_cosine": "Cosine between tokens of a text",
     "within_text_cosine_variance": "Variance of the cosines within a text",
@@ -34,6 +37,82 @@ CLASS_PANELS = {
 }
 
 
+# Figures as crowded as they get: drawn once, read by several tests -------------------------------------------------
+
+
+@cache
+def _layers_25():
+    table = tables.geometry(layers=25)
+    return table, geometry_by_layer(table, TWO, "t")
+
+
+@cache
+def _layers_12_states():
+    table = tables.geometry(states=STATES)
+    table = table[(table["measure"] != "iso_score") | (table["state"] != "pretrained")]
+    return table, geometry_by_layer(table, STATES, "sst2_$a$")
+
+
+@cache
+def _classes():
+    table = tables.geometry(states=STATES)
+    return table, class_geometry(table, STATES, "t")
+
+
+@cache
+def _heat_12_states():
+    table = tables.geometry(states=STATES)
+    return table, geometry_heatmaps(table, STATES, "t")
+
+
+@cache
+def _heat_25():
+    table = tables.geometry(layers=25, states=STATES[:3])
+    return table, geometry_heatmaps(table, [*STATES[2::-1], "absent"], "t")
+
+
+@cache
+def _distributions():
+    table = tables.cosine_histogram(25, ["pretrained", "epoch_001", "best"])
+    return table, cosine_distributions(table, ["pretrained", "epoch_001", "best"], "t")
+
+
+@cache
+def _norms():
+    data = tables.geometry(states=STATES), tables.dimensions(states=STATES, width=768)
+    return data, norm_figure(*data, STATES, "t")
+
+
+@cache
+def _norms_25():
+    data = tables.geometry(layers=25), tables.dimensions(layers=25)
+    return data, norm_figure(*data, TWO, "t")
+
+
+@cache
+def _tokens_8():
+    matrices = _matrices(8)
+    tokens = ["[CLS]", "a", "$5", "un", "##com", "internationalisation", "token6", "[SEP]"]
+    return matrices, token_cosine_heatmaps(matrices, tokens, "t")
+
+
+@cache
+def _tokens_30():
+    matrices = _matrices(30)
+    return matrices, token_cosine_heatmaps(matrices, [f"token{i}" for i in range(30)], "t")
+
+
+def _matrices(number, layers=13):
+    rng = np.random.default_rng(0)
+
+    def matrix(layer):
+        rows = rng.normal(size=(number, 20)) + layer / 8
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows @ rows.T
+
+    return {state: {layer: matrix(layer) for layer in range(layers)} for state in TWO}
+
+
 def _values(table, measure, state, rows="content"):
     chosen = table[(table["rows"] == rows) & (table["measure"] == measure) & (table["state"] == state)]
     return chosen.sort_values("layer").dropna(subset=["value"])[["layer", "value"]].to_numpy(dtype=float)
@@ -44,8 +123,7 @@ def _styled(axes, style):
 
 
 def test_cosine_stands_with_its_control_and_every_value_is_the_tables():
-    table = tables.geometry()
-    figure = geometry_by_layer(table, TWO, "t")
+    table, figure = _layers_25()
     shown = panels(figure)
     assert list(shown) == list(CONTENT_PANELS.values())
     dashed = {"within_text_cosine": "random_pair_cosine", "effective_rank": "effective_rank_uncentered"}
@@ -64,9 +142,7 @@ def test_cosine_stands_with_its_control_and_every_value_is_the_tables():
 
 
 def test_a_state_has_one_colour_though_a_measure_lacks_it():
-    table = tables.geometry(states=STATES)
-    table = table[(table["measure"] != "iso_score") | (table["state"] != "pretrained")]
-    figure = geometry_by_layer(table, STATES, "t")
+    _, figure = _layers_12_states()
     colors = [
         {label: drawn.get_color() for drawn, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         for axes in figure.axes
@@ -80,38 +156,41 @@ def test_a_state_has_one_colour_though_a_measure_lacks_it():
 
 def test_the_scale_is_logarithmic_where_the_values_need_it():
     table = tables.geometry()
-    jump = table.copy()
-    jump.loc[(jump["measure"] == "total_variance") & (jump["layer"] == 12), ["value", "low", "high"]] *= 100
-    assert panels(geometry_by_layer(table, TWO, "t"))["Total variance"].get_yscale() == "linear"
+    variance = table[table["measure"] == "total_variance"]
+    jump = variance.copy()
+    jump.loc[jump["layer"] == 12, ["value", "low", "high"]] *= 100
+    assert panels(geometry_by_layer(variance, TWO, "t"))["Total variance"].get_yscale() == "linear"
     assert panels(geometry_by_layer(jump, TWO, "t"))["Total variance"].get_yscale() == "log"
-    shown = panels(class_geometry(table, TWO, "t"))
+    shown = panels(_classes()[1])
     assert shown["Fisher ratio"].get_yscale() == "log"
     assert shown["Silhouette"].get_yscale() == "linear"
-    zero = table.assign(value=table["value"].where(table["measure"] != "fisher_ratio", 0.0))
+    zero = table[table["measure"] == "fisher_ratio"].assign(value=0.0)
     assert panels(class_geometry(zero, TWO, "t"))["Fisher ratio"].get_yscale() == "linear"
 
 
 def test_classes_by_first_token_and_mean():
-    table = tables.geometry()
-    figure = class_geometry(table, TWO, "t")
+    table, figure = _classes()
     shown = panels(figure)
     assert list(shown) == list(CLASS_PANELS.values())
     for measure, title in CLASS_PANELS.items():
         for rows, style in (("first", "-"), ("mean", "--")):
-            for line, state in zip(_styled(shown[title], style), TWO, strict=True):
+            for line, state in zip(_styled(shown[title], style), SIX, strict=True):
                 np.testing.assert_array_equal(line.get_xydata(), _values(table, measure, state, rows))
     assert _styled(shown["Silhouette"], "-")[0].get_xdata()[0] == 1  # the first token of layer 0 is one and the same
     within, between = shown["Cosine of two texts of one class"], shown["Cosine of two texts of different classes"]
     assert within.get_ylim() == between.get_ylim()
     for axes in (within, between):
         assert axes.get_ylim()[0] < axes.dataLim.y0 < axes.dataLim.y1 < axes.get_ylim()[1]
-    assert legend(figure) == [*TWO, "first token", "mean over the content tokens"]
+    assert legend(figure) == [
+        *("pretrained", "epoch 2", "epoch 4", "epoch 7", "epoch 9", "last"),
+        *("first token", "mean over the content tokens"),
+    ]
 
 
 def test_heat_maps_are_the_pivoted_table_in_the_order_given():
-    table = tables.geometry(states=STATES)
-    order = ["last", "pretrained", "epoch_005"]
-    shown = panels(geometry_heatmaps(table, [*order, "absent"], "t"))
+    table, figure = _heat_25()
+    order = ["epoch_002", "epoch_001", "pretrained"]
+    shown = panels(figure)
     titles = {
         "within_text_cosine": "Cosine between tokens of a text",
         "random_pair_cosine": "Control: cosine of random pairs",
@@ -125,20 +204,19 @@ def test_heat_maps_are_the_pivoted_table_in_the_order_given():
         expected = rows[rows["measure"] == measure].pivot(index="layer", columns="state", values="value")[order]
         image = shown[title].images[0].get_array()
         np.testing.assert_array_equal(np.ma.filled(image, np.nan), expected)
-        assert [t.get_text() for t in shown[title].get_xticklabels()] == ["last", "pretrained", "epoch 5"]
+        assert [t.get_text() for t in shown[title].get_xticklabels()] == ["epoch 2", "epoch 1", "pretrained"]
     assert "grey: not defined" in shown["Nearest centroid, first token"].get_xlabel()
     cosines = [shown[titles[m]].images[0].get_clim() for m in ("within_text_cosine", "random_pair_cosine")]
     assert cosines[0] == cosines[1]  # a cosine and its control are compared by colour
 
 
 def test_distributions_of_the_first_and_the_last_state():
-    histogram = tables.cosine_histogram(states=["pretrained", "epoch_001", "best"])
-    figure = cosine_distributions(histogram, ["pretrained", "epoch_001", "best"], "t")
+    histogram, figure = _distributions()
     axes = figure.axes[0]
-    assert len(axes.patches) == 2 * 13
+    assert len(axes.patches) == 2 * 25
     assert legend(figure) == ["pretrained", "best", "mean"]
-    last = histogram[(histogram["state"] == "best") & (histogram["layer"] == 12)]
-    both = histogram[(histogram["layer"] == 12) & histogram["state"].isin(TWO)]
+    last = histogram[(histogram["state"] == "best") & (histogram["layer"] == 24)]
+    both = histogram[(histogram["layer"] == 24) & histogram["state"].isin(TWO)]
     values, edges, baseline = axes.patches[-1].get_data()
     np.testing.assert_allclose((values - baseline) / 0.44, last["density"] / both["density"].max(), atol=1e-12)
     np.testing.assert_allclose(edges[[0, -1]], [-1, 1])
@@ -146,25 +224,24 @@ def test_distributions_of_the_first_and_the_last_state():
     assert (first.values <= first.baseline).all()  # to the left
     mean = np.average((last["low"] + last["high"]) / 2, weights=last["density"])
     assert lines(axes)["mean"][-1][:, 1] == pytest.approx(mean)
-    assert len(cosine_distributions(histogram, ["best"], "t").axes[0].patches) == 13
+    assert len(cosine_distributions(tables.cosine_histogram(5), ["best"], "t").axes[0].patches) == 5
 
 
 def test_boxes_are_the_quantiles_and_the_largest_outliers_are_named():
-    geometry, dimensions = tables.geometry(), tables.dimensions()
-    figure = norm_figure(geometry, dimensions, TWO, "t")
+    (geometry, dimensions), figure = _norms_25()
     shown = panels(figure)
     assert list(shown) == [
         "Length of the content tokens",
-        *(f"{state}, layer {layer}" for layer in (0, 4, 8, 12) for state in TWO),
+        *(f"{state}, layer {layer}" for layer in (0, 8, 16, 24) for state in TWO),
     ]
     boxes = shown["Length of the content tokens"].patches
-    assert len(boxes) == 2 * 13
-    corners = boxes[13 + 5].get_path().vertices
+    assert len(boxes) == 2 * 25
+    corners = boxes[25 + 5].get_path().vertices
     assert corners[:, 0].min() > 5  # the second state to the right of the layer
     assert corners[:, 1].min() == _values(geometry, "norm_q25", "best")[5, 1]
     assert corners[:, 1].max() == _values(geometry, "norm_q75", "best")[5, 1]
-    panel = shown["best, layer 12"]
-    expected = dimensions[(dimensions["state"] == "best") & (dimensions["layer"] == 12)]
+    panel = shown["best, layer 24"]
+    expected = dimensions[(dimensions["state"] == "best") & (dimensions["layer"] == 24)]
     np.testing.assert_array_equal(panel.get_lines()[0].get_ydata(), expected["mean"])
     np.testing.assert_allclose(
         bands(panel)[0], np.column_stack([expected["mean"] - expected["std"], expected["mean"] + expected["std"]])
@@ -178,41 +255,30 @@ def test_boxes_are_the_quantiles_and_the_largest_outliers_are_named():
         for t in panel.texts
     )
     assert not shown["best, layer 0"].texts
-    assert panel.get_ylim() == shown["pretrained, layer 12"].get_ylim()
+    assert panel.get_ylim() == shown["pretrained, layer 24"].get_ylim()
     assert [label for label in legend(figure) if "outlier" not in label] == TWO
 
 
 def test_what_is_missing_is_left_out():
-    geometry, dimensions = tables.geometry(), tables.dimensions()
+    geometry, dimensions = tables.geometry(layers=3), tables.dimensions(layers=2)
     few = geometry[geometry["measure"].isin(["within_text_cosine", "effective_rank"])]
-    assert list(panels(geometry_by_layer(few, TWO, "t"))) == ["Cosine between tokens of a text", "Effective rank"]
-    assert legend(geometry_by_layer(few, TWO, "t")) == TWO
+    figure = geometry_by_layer(few, TWO, "t")
+    assert list(panels(figure)) == ["Cosine between tokens of a text", "Effective rank"]
+    assert legend(figure) == TWO
     empty = geometry.assign(value=geometry["value"].where(geometry["measure"] != "silhouette"))
     assert len(panels(class_geometry(empty, TWO, "t"))) == 5
-    assert len(panels(class_geometry(geometry[geometry["measure"] != "class_cosine_within"], TWO, "t"))) == 5
+    classes = geometry[geometry["measure"].isin(["class_cosine_between", "nc1"])]
+    assert len(panels(class_geometry(classes, TWO, "t"))) == 2
     assert len(panels(geometry_heatmaps(few, TWO, "t"))) == 2
-    assert len(panels(norm_figure(few, dimensions, TWO, "t"))) == 8
+    assert len(panels(norm_figure(few, dimensions, TWO, "t"))) == 4
     assert len(panels(norm_figure(geometry, dimensions[:0], TWO, "t"))) == 1
-    assert len(panels(norm_figure(geometry, dimensions, ["best"], "t"))) == 5
-    one = geometry[geometry["state"] == "best"]
+    assert len(panels(norm_figure(geometry, dimensions, ["best"], "t"))) == 3
+    one = few[few["state"] == "best"]
     assert legend(geometry_by_layer(one, TWO, "t"))[0] == "best"
 
 
-def _matrices(number, layers=13):
-    rng = np.random.default_rng(0)
-
-    def matrix(layer):
-        rows = rng.normal(size=(number, 20)) + layer / 8
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows @ rows.T
-
-    return {state: {layer: matrix(layer) for layer in range(layers)} for state in TWO}
-
-
 def test_tokens_of_one_text_are_on_one_scale():
-    tokens = ["[CLS]", "a", "$5", "un", "##com", "internationalisation", "[SEP]"]
-    matrices = _matrices(len(tokens))
-    figure = token_cosine_heatmaps(matrices, tokens, "t")
+    matrices, figure = _tokens_8()
     shown = panels(figure)
     assert list(shown) == [f"{state}, layer {layer}" for state in TWO for layer in (0, 4, 8, 12)]
     for state in TWO:
@@ -221,51 +287,35 @@ def test_tokens_of_one_text_are_on_one_scale():
             np.testing.assert_array_equal(image.get_array(), matrices[state][layer])
             assert image.get_clim() == (0, 1)
     names = [t.get_text() for t in shown["pretrained, layer 0"].get_yticklabels()]
-    assert names == ["[CLS]", "a", r"\$5", "un", "##com", "internation…", "[SEP]"]
+    assert names == ["[CLS]", "a", r"\$5", "un", "##com", "internation…", "token6", "[SEP]"]
     assert [t.get_text() for t in shown["best, layer 12"].get_xticklabels()] == names
     assert len(figure.axes) == 9  # one colour bar
-    del matrices["best"][4]
-    absent = panels(token_cosine_heatmaps(matrices, tokens, "t"))["best, layer 4"].images[0].get_array()
+    few = _matrices(2, layers=2)
+    del few["best"][1]
+    absent = panels(token_cosine_heatmaps(few, ["a", "b"], "t"))["best, layer 1"].images[0].get_array()
     assert np.ma.getmaskarray(absent).all()
 
 
 def test_long_texts_are_cut_and_the_title_says_so():
-    figure = token_cosine_heatmaps(_matrices(50), [f"t{i}" for i in range(50)], "t")
+    matrices = _matrices(50)
+    figure = token_cosine_heatmaps(matrices, [f"t{i}" for i in range(50)], "t")
     assert "the first 32 of 50 tokens" in figure.get_suptitle()
     assert len(panels(figure)) == 6  # names of so many tokens need room
-    assert all(axes.images[0].get_array().shape == (32, 32) for axes in panels(figure).values())
+    for state in TWO:
+        for layer in (0, 6, 12):
+            image = panels(figure)[f"{state}, layer {layer}"].images[0]
+            np.testing.assert_array_equal(image.get_array(), matrices[state][layer][:32, :32])
 
 
 @pytest.mark.parametrize(
-    "figure",
+    "drawn",
     [
-        lambda: geometry_by_layer(tables.geometry(states=STATES), STATES, "sst2_$a$"),
-        lambda: geometry_by_layer(tables.geometry(layers=25), TWO, "t"),
-        lambda: class_geometry(tables.geometry(states=STATES), STATES, "t"),
-        lambda: geometry_heatmaps(tables.geometry(states=STATES), STATES, "t"),
-        lambda: geometry_heatmaps(tables.geometry(layers=25), TWO, "t"),
-        lambda: cosine_distributions(tables.cosine_histogram(25), TWO, "t"),
-        lambda: norm_figure(tables.geometry(states=STATES), tables.dimensions(states=STATES, width=768), STATES, "t"),
-        lambda: norm_figure(tables.geometry(layers=25), tables.dimensions(layers=25), TWO, "t"),
-        lambda: token_cosine_heatmaps(_matrices(30), [f"token{i}" for i in range(30)], "t"),
-        lambda: token_cosine_heatmaps(_matrices(8), [f"token{i}" for i in range(8)], "t"),
-    ],
-    ids=[
-        *(
-            "layers_12_states",
-            "layers_25",
-            "classes",
-            "heat_12_states",
-            "heat_25",
-            "distributions",
-            "norms",
-            "norms_25",
-        ),
-        *("tokens_30", "tokens_8"),
+        *(_layers_12_states, _layers_25, _classes, _heat_12_states, _heat_25),
+        *(_distributions, _norms, _norms_25, _tokens_8, _tokens_30),
     ],
 )
-def test_nothing_lies_on_anything_else(figure):
-    assert collisions(figure()) == []
+def test_nothing_lies_on_anything_else(drawn):
+    assert collisions(drawn()[1]) == []
 
 
 def test_numbers_of_neighbouring_outliers_do_not_overlap():

@@ -1,8 +1,11 @@
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from bertdyn.plots.similarity import similarity_by_layer, similarity_heatmaps, similarity_over_runs, state_name
+from bertdyn.plots.layers import state_name
+from bertdyn.plots.similarity import similarity_by_layer, similarity_heatmaps, similarity_over_runs
 from tests.plots import tables
 from tests.plots.drawing import bands, collisions, legend, lines, panels
 
@@ -16,6 +19,51 @@ CONTROLS = {
 STATES = ["pretrained", *(f"epoch_{i:03d}" for i in range(1, 11)), "last"]
 
 
+RUNS = {"sst2-minilm-s0": 13, "imdb_$clean$-minilm-s0": 13, "news-base-s0": 13, "flue-camembert-s0": 25, "tiny": 5}
+
+
+# Figures as crowded as they get: drawn once, read by several tests -------------------------------------------------
+
+
+@cache
+def _by_layer_25():
+    table = tables.similarity(layers=25)
+    return table, similarity_by_layer(table, "t")
+
+
+@cache
+def _by_layer_and_seeds():
+    baseline = tables.reseeded(pairs=3)
+    table = pd.concat([tables.similarity(), baseline])
+    return baseline, similarity_by_layer(table, "sst2_$a$, pretrained vs best")
+
+
+@cache
+def _heatmaps_11():
+    table = tables.similarity(states=STATES)
+    return table, similarity_heatmaps(table, STATES[1:], "t")
+
+
+@cache
+def _heatmaps_25_layers():
+    table = tables.similarity(layers=25, states=STATES[:5])
+    return table, similarity_heatmaps(table, STATES[1:5], "t")
+
+
+@cache
+def _heatmaps_with_values():
+    table = tables.similarity(states=STATES)
+    table = pd.concat([table, tables.reseeded(pairs=1)])  # not of this figure
+    table.loc[(table["measure"] == "cka") & (table["layer"] == 3) & (table["rows"] == "content"), "value"] = np.nan
+    return table, similarity_heatmaps(table, ["last", "epoch_004", "epoch_001", "absent"], "t")
+
+
+@cache
+def _over_runs():
+    table = pd.concat([tables.similarity(layers=n, run=run, change=1 - n / 50) for run, n in RUNS.items()])
+    return table, similarity_over_runs(pd.concat([table, tables.reseeded(pairs=1)]), "t")
+
+
 def _values(table, measure, rows="content"):
     chosen = (
         table[(table["rows"] == rows) & (table["measure"] == measure)].sort_values("layer").dropna(subset=["value"])
@@ -24,8 +72,7 @@ def _values(table, measure, rows="content"):
 
 
 def test_each_cosine_stands_with_its_controls_and_every_value_is_the_tables():
-    table = tables.similarity()
-    figure = similarity_by_layer(table, "title")
+    table, figure = _by_layer_25()
     shown = panels(figure)
     assert len(shown) == 6
     titles = {
@@ -54,8 +101,7 @@ def test_each_cosine_stands_with_its_controls_and_every_value_is_the_tables():
 
 
 def test_intervals_are_drawn_where_there_are_such():
-    table = tables.similarity()
-    figure = similarity_by_layer(table, "title")
+    table, figure = _by_layer_25()
     content = panels(figure)["Cosine: content tokens"]
     drawn = bands(content)
     assert len(drawn) == 5
@@ -67,34 +113,43 @@ def test_intervals_are_drawn_where_there_are_such():
         "872 texts; 17,344 content tokens (neighbours: 2,000, Procrustes: 2,000); "
         "bands: 95 % intervals (bootstrap, jackknife)"
     )
-    without = similarity_by_layer(table.assign(low=np.nan, high=np.nan), "title")
+    without = similarity_by_layer(tables.similarity(layers=3).assign(low=np.nan, high=np.nan), "title")
     assert not any(bands(axes) for axes in without.axes)
     assert "bands" not in without.legends[0].get_title().get_text()
 
 
-@pytest.mark.parametrize("pairs", [1, 3])
-def test_two_seeds_are_the_baseline_of_both_rows(pairs):
-    baseline = tables.reseeded(pairs=pairs)
-    figure = similarity_by_layer(pd.concat([tables.similarity(), baseline]), "title")
+def _by_layer_and_one_pair():
+    baseline = tables.reseeded(layers=3, pairs=1)
+    return baseline, similarity_by_layer(pd.concat([tables.similarity(layers=3), baseline]), "title")
+
+
+@pytest.mark.parametrize(("drawn", "pairs"), [(_by_layer_and_one_pair, 1), (_by_layer_and_seeds, 3)])
+def test_two_seeds_are_the_baseline_of_both_rows(drawn, pairs):
+    baseline, figure = drawn()
     name = "two seeds of the same fine-tuning, both best"
     for title, axes in panels(figure).items():
         assert len(lines(axes)[name]) == pairs, title
-    drawn = lines(panels(figure)["Linear CKA (debiased): content tokens"])[name]
+    seeds = lines(panels(figure)["Linear CKA (debiased): content tokens"])[name]
     for i, (_, of_pair) in enumerate(baseline.groupby("run", sort=False)):
-        np.testing.assert_array_equal(drawn[i], _values(of_pair, "cka"))
+        np.testing.assert_array_equal(seeds[i], _values(of_pair, "cka"))
     assert [name, f"{name}: cosine, means subtracted"] == [label for label in legend(figure) if "seeds" in label]
     # the spread of several pairs is seen itself; one has its interval
     assert len(bands(panels(figure)["Linear CKA (debiased): content tokens"])) == (2 if pairs == 1 else 1)
-    alone = similarity_by_layer(baseline, "title")
-    assert "two runs, both best" in legend(alone)
-    assert [label.split(", ")[1] for label in legend(alone) if label.startswith("control: random")] == [
+
+
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_seeds_alone_are_what_the_figure_shows(pairs):
+    baseline = tables.reseeded(layers=3, pairs=pairs)
+    shown = legend(similarity_by_layer(baseline[baseline["rows"] == "content"], "title"))
+    assert "two runs, both best" in shown
+    assert [label.split(", ")[1] for label in shown if label.startswith("control: random")] == [
         "best of the first run",
         "best of the second run",
     ]
 
 
 def test_what_is_missing_is_left_out():
-    table = tables.similarity()
+    table = tables.similarity(layers=3)
     few = table[(table["rows"] == "content") & table["measure"].isin(["cosine", "cosine_mismatched", "cka"])]
     assert list(panels(similarity_by_layer(few, "t"))) == [
         "Cosine: content tokens",
@@ -108,23 +163,21 @@ def test_what_is_missing_is_left_out():
 
 
 def test_several_pairs_in_a_figure_of_one_are_refused():
-    several = tables.similarity(states=STATES[:3])
+    several = tables.similarity(layers=3, states=STATES[:3])
     with pytest.raises(ValueError, match=r"one state_a, state_b.*epoch_001.*epoch_002"):
         similarity_by_layer(several, "t")
     with pytest.raises(ValueError, match="one state_a, state_b"):
         similarity_over_runs(several, "t")
     with pytest.raises(ValueError, match=r"one run;.*sst2.*other"):
-        similarity_by_layer(pd.concat([tables.similarity(), tables.similarity(run="other")]), "t")
+        similarity_by_layer(pd.concat([tables.similarity(3), tables.similarity(3, run="other")]), "t")
     with pytest.raises(ValueError, match="one run, state_a"):
-        similarity_heatmaps(pd.concat([several, tables.similarity(run="other")]), [*STATES[:3], "best"], "t")
+        similarity_heatmaps(pd.concat([several, tables.similarity(3, run="other")]), [*STATES[:3], "best"], "t")
 
 
 def test_heat_maps_are_the_pivoted_table_in_the_order_given():
-    table = tables.similarity(states=STATES)
-    table = pd.concat([table, tables.reseeded(state="last")])  # not of this figure
-    table.loc[(table["measure"] == "cka") & (table["layer"] == 3) & (table["rows"] == "content"), "value"] = np.nan
+    table, figure = _heatmaps_with_values()
     order = ["last", "epoch_004", "epoch_001"]
-    shown = panels(similarity_heatmaps(table, [*order, "absent"], "t"))
+    shown = panels(figure)
     for measure, title in {
         "cosine_centered": "Cosine, means subtracted",
         "cka": "Linear CKA (debiased)",
@@ -141,13 +194,12 @@ def test_heat_maps_are_the_pivoted_table_in_the_order_given():
         alike, unlike = (0.0, expected[-1, 0]) if measure == "procrustes" else (1.0, expected[-1, 0])
         assert sum(image.cmap(image.norm(alike))[:3]) > 1.9 > sum(image.cmap(image.norm(unlike))[:3])
     assert "grey: not defined" in shown["Linear CKA (debiased)"].get_xlabel()
-    many = panels(similarity_heatmaps(table, STATES[1:], "t"))
-    assert not any(axes.texts for axes in many.values())
+    for many in (_heatmaps_11, _heatmaps_25_layers):
+        assert not any(axes.texts for axes in panels(many()[1]).values())
 
 
 def test_runs_of_different_depth_are_drawn_over_relative_depth_in_one_colour_each():
-    deep, flat = tables.similarity(layers=25, run="deep_$x$"), tables.similarity(layers=5, run="flat", change=0.5)
-    figure = similarity_over_runs(pd.concat([deep, flat, tables.reseeded()]), "t")
+    table, figure = _over_runs()
     shown = panels(figure)
     assert list(shown) == [
         "Cosine, pretrained vs best",
@@ -155,16 +207,18 @@ def test_runs_of_different_depth_are_drawn_over_relative_depth_in_one_colour_eac
         "Cosine, means subtracted",
         "Linear CKA (debiased)",
     ]
-    assert legend(figure) == [r"deep_\$x\$", "flat"]
+    assert legend(figure) == [run.replace("$", r"\$") for run in RUNS]
     for measure, axes in zip(
         ["cosine", "cosine_random_pairs_b", "cosine_centered", "cka"], shown.values(), strict=True
     ):
         drawn = lines(axes)
-        np.testing.assert_allclose(drawn["flat"][0], _values(flat, measure) / [4, 1])
-        np.testing.assert_allclose(drawn[r"deep_\$x\$"][0], _values(deep, measure) / [24, 1])
-        assert len({line.get_color() for line in axes.get_lines()}) == 2
-        assert len(bands(axes)) == 2
-    same = similarity_over_runs(pd.concat([flat, tables.similarity(layers=5, run="other")]), "t")
+        for run, layers in RUNS.items():
+            expected = _values(table[table["run"] == run], measure) / [layers - 1, 1]
+            np.testing.assert_allclose(drawn[run.replace("$", r"\$")][0], expected)
+        assert len({line.get_color() for line in axes.get_lines()}) == len(RUNS)
+        assert len(bands(axes)) == len(RUNS)
+    same = pd.concat([tables.similarity(layers=5, run=run, rows=["content"]) for run in ("flat", "other")])
+    same = similarity_over_runs(same[same["measure"] == "cosine"], "t")
     assert same.axes[0].get_xlabel() == "layer (0 = embeddings)"
     assert list(same.axes[0].get_xticks()) == [0, 1, 2, 3, 4]
 
@@ -174,24 +228,9 @@ def test_names_of_states():
     assert names == ["pretrained", "epoch 3", "epoch 12", "best", r"a \$b\$"]
 
 
-def _five_runs():
-    layers = {"sst2-minilm-s0": 13, "imdb_clean-minilm-s0": 13, "news-base-s0": 13, "flue-camembert-s0": 25, "tiny": 5}
-    return pd.concat([tables.similarity(layers=n, run=run) for run, n in layers.items()])
-
-
 @pytest.mark.parametrize(
-    "figure",
-    [
-        lambda: similarity_by_layer(
-            pd.concat([tables.similarity(), tables.reseeded()]), "sst2_$a$, pretrained vs best"
-        ),
-        lambda: similarity_by_layer(tables.similarity(layers=25), "t"),
-        lambda: similarity_heatmaps(tables.similarity(states=STATES), STATES[1:], "t"),
-        lambda: similarity_heatmaps(tables.similarity(layers=25, states=STATES[:5]), STATES[1:5], "t"),
-        lambda: similarity_heatmaps(tables.similarity(), ["best"], "t"),
-        lambda: similarity_over_runs(_five_runs(), "t"),
-    ],
-    ids=["by_layer", "by_layer_25", "heatmaps_11", "heatmaps_25_layers", "heatmaps_1", "over_runs"],
+    "drawn",
+    [_by_layer_and_seeds, _by_layer_25, _heatmaps_11, _heatmaps_25_layers, _heatmaps_with_values, _over_runs],
 )
-def test_nothing_lies_on_anything_else(figure):
-    assert collisions(figure()) == []
+def test_nothing_lies_on_anything_else(drawn):
+    assert collisions(drawn()[1]) == []
