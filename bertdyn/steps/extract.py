@@ -65,8 +65,8 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
         tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
     data = load_source_data(config.source_run_id) if config.source_run_id else load_data(config)
     states = _states(config)
-    tokenizer = load_tokenizer(config.tokenizer_name or states[0].location, trust_remote_code=config.trust_remote_code)
     check_max_length(load_config(states[0].location, trust_remote_code=config.trust_remote_code), config.max_length)
+    tokenizer = load_tokenizer(config.tokenizer_name or states[0].location, trust_remote_code=config.trust_remote_code)
     with accelerator.main_process_first():
         tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
     texts = texts_of(

@@ -349,7 +349,7 @@ def test_killed_and_resumed_is_uninterrupted(source, whole, log):
         }  # fmt: skip
         computed = set(_computed(log)[["state", "chunk"]].itertuples(index=False, name=None))
         assert not computed & kept, "computed again"
-        marked = {(state, path.name) for path in (features / f".{folder}.done").iterdir()}
+        marked = {(state, path.name) for path in (features / f".{folder}.done").glob("0*")}
         assert 1 <= len(marked) < chunks
         done = {
             pair for pair in by_one[["state", "chunk"]].itertuples(index=False, name=None) if pair[0] in seen.states
@@ -372,7 +372,7 @@ def test_killed_and_resumed_is_uninterrupted(source, whole, log):
 
 BEFORE_A_RUN = {
     "unknown run": (["--source_run_id", "1234"], "1234"),
-    "run of another stage": (["--source_run_id", "{extracted}"], "run {extracted} is a extract run; give a fine-tune"),
+    "run of another stage": (["--source_run_id", "{extracted}"], "extract run; give a fine-tune or prune run"),
     "run that is still going": (["--source_run_id", "{running}"], "run {running} is still going"),
     "runs over several seeds": (
         ["--source_run_id", "{parent}"],
