@@ -74,7 +74,6 @@ def compare(config: CompareConfig, tracker: Tracker, runs: Sequence[ExtractRun] 
     """
     runs = runs or open_runs(config)
     tracker.log_config(dataclasses.asdict(config))
-    parts: list[Comparison] = [compare_states(run, config) for run in runs]
     between, apart = [], []
     for one, other in itertools.combinations(runs, 2) if config.between_runs != "false" else ():
         try:
@@ -84,6 +83,7 @@ def compare(config: CompareConfig, tracker: Tracker, runs: Sequence[ExtractRun] 
                 raise
             apart.append(f"{one.label} and {other.label}: {error}")
             logger.info("not compared row by row: %s", apart[-1])
+    parts = [compare_states(run, config) for run in runs]
     return CompareResult(*write_report(config, tracker, parts, between, apart))
 
 
@@ -131,6 +131,9 @@ def compare_states(run: ExtractRun, config: CompareConfig) -> Comparison:
     pairs = reference_pairs(run.states, config)
     aligned = AlignedRows([(run.store, state) for state in run.states], config.part, config.max_examples)
     layers = chosen_layers(aligned, config)
+    # What may be wrong with the options is said before the long part.
+    cosines = token_cosines(run, config, layers)
+    places = tsne(aligned, layers, config) if config.tsne else {}
     measured = measure(aligned, layers, pairs, config, run.label)
     names = dict(enumerate(run.states))
     about = {"run": run.label, "run_id": run.run_id, **described(run.config)}
@@ -155,8 +158,8 @@ def compare_states(run: ExtractRun, config: CompareConfig) -> Comparison:
         bases={layer: tables.pca[0] for layer, tables in measured.items() if tables.pca},
         examples=aligned.examples,
         label_names=run.store.manifest.label_names,
-        token_cosines=token_cosines(run, config, layers),
-        tsne=tsne(aligned, layers, config) if config.tsne else {},
+        token_cosines=cosines,
+        tsne=places,
     )
 
 

@@ -53,7 +53,9 @@ class LayerTables(NamedTuple):
     """Lists of rows of tables; states and pairs by number."""
 
     similarity: list[dict[str, Any]]
-    """state_a, state_b, rows, measure, value, low, high, num_rows, num_examples, interval"""
+    """state_a, state_b, rows, measure, value, low, high, num_rows, num_examples, interval. CKA and Procrustes are
+    corrected for bias, so that chance may take them a little beyond 1 or below 0; NaN below five texts. Neighbours of
+    a token may be of its own text, which `knn_chance` does not know."""
     geometry: list[dict[str, Any]]
     """state, rows, measure, …"""
     histogram: list[dict[str, Any]]
@@ -154,7 +156,8 @@ def _totals(aligned: AlignedRows, layer: int, pairs: Pairs) -> dict[str, Sums]:
     for block in aligned.blocks(layer):
         for kind, rows in block.items():
             # Relative to one of the rows, so that rows that are all the same are exactly zero.
-            origin = origins.setdefault(kind, [states[0] for states in rows.states])
+            # (A copy: a view would keep its whole block.)
+            origin = origins.setdefault(kind, [states[0].copy() for states in rows.states])
             sums = Sums.of(rows.states, rows.offsets, origin, pairs)
             totals[kind] = totals[kind] + sums if kind in totals else sums
     return totals
