@@ -124,8 +124,9 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
                 batch_size=config.per_device_eval_batch_size,
                 resume=bool(config.resume_run_id),
             )
-            seconds += time.perf_counter() - started
-            computed += int(texts.lengths.sum())
+            if not config.resume_run_id:  # a resumed state is computed in part only
+                seconds += time.perf_counter() - started
+                computed += int(texts.lengths.sum())
         accelerator.wait_for_everyone()
         store = FeatureStore.open(folder)
         if accelerator.is_main_process:

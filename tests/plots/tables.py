@@ -133,8 +133,10 @@ def dimensions(layers=13, states=("pretrained", "best"), run="sst2-minilm-s0", w
             depth = layer / (layers - 1)
             mean = ordinary * (1 + depth) + generator.normal(scale=0.05, size=width)
             std = np.abs(generator.normal(0.5, 0.08, size=width))
-            outliers = {61: 4.0, 63: -3.0, 64: 2.5, 180: -6.0, 308: 9.0, 309: 3.5, 375: 3.0, 381: 5.0} if layer else {}
-            for dimension, value in outliers.items():
+            large = {61: 4.0, 63: -3.0, 64: 2.5, 180: -6.0, 308: 9.0, 309: 3.5, 375: 3.0, 381: 5.0} if layer else {}
+            for dimension, value in large.items():
                 mean[dimension] = value * depth * (1 - 0.3 * order)
-            found += [(run, state, layer, d, mean[d], std[d], d in outliers) for d in range(width)]
-    return pd.DataFrame(found, columns=["run", "state", "layer", "dimension", "mean", "std", "outlier"])
+            rows = pd.DataFrame({"dimension": np.arange(width), "mean": mean, "std": std})
+            found.append(rows.assign(run=run, state=state, layer=layer, outlier=rows["dimension"].isin(list(large))))
+    columns = ["run", "state", "layer", "dimension", "mean", "std", "outlier"]
+    return pd.concat(found, ignore_index=True)[columns]

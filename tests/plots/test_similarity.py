@@ -113,14 +113,17 @@ def test_intervals_are_drawn_where_there_are_such():
         "872 texts; 17,344 content tokens (neighbours: 2,000, Procrustes: 2,000); "
         "bands: 95 % intervals (bootstrap, jackknife)"
     )
-    without = similarity_by_layer(tables.similarity(layers=3).assign(low=np.nan, high=np.nan), "title")
+    without = similarity_by_layer(
+        tables.similarity(layers=3, rows=["content"]).assign(low=np.nan, high=np.nan), "title"
+    )
     assert not any(bands(axes) for axes in without.axes)
     assert "bands" not in without.legends[0].get_title().get_text()
 
 
 def _by_layer_and_one_pair():
     baseline = tables.reseeded(layers=3, pairs=1)
-    return baseline, similarity_by_layer(pd.concat([tables.similarity(layers=3), baseline]), "title")
+    table = pd.concat([tables.similarity(layers=3, rows=["content"]), baseline])
+    return baseline, similarity_by_layer(table, "title")
 
 
 @pytest.mark.parametrize(("drawn", "pairs"), [(_by_layer_and_one_pair, 1), (_by_layer_and_seeds, 3)])
