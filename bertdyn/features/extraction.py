@@ -180,12 +180,13 @@ def extract_state(
     quiet = total < BAR_FROM or not accelerator.is_main_process
     with (
         _evaluating(model),
+        _without_onednn(accelerator),
         recording(model, wanted) as record,
         tqdm(total=total, unit="tokens", unit_scale=True, desc=f"extract {state}", disable=quiet) as bar,
     ):
-        loaded = iter(loader)
+        loaded, rows = iter(loader), _ChunkRows(store.manifest, texts, mine, accelerator.device)
         for chunk, of_chunk in zip(mine, batches, strict=True):
-            rows = _ChunkRows(store.manifest, texts, chunk, accelerator.device)
+            rows.start(chunk)
             for sequences in of_chunk:
                 batch = send_to_device(model_inputs(next(loaded)), accelerator.device, non_blocking=True)
                 with accelerator.autocast():
@@ -201,21 +202,38 @@ def extract_state(
 
 
 class _ChunkRows:
-    """The rows of one chunk, on the device that computes them, in the order and the type of the store."""
+    """The rows of one chunk after another, on the device that computes them, in the order and the type of the store.
 
-    def __init__(self, manifest: Manifest, texts: TokenisedTexts, chunk: Chunk, device: torch.device) -> None:
-        self.chunk, self.arrays, self.lengths = chunk, manifest.arrays, texts.lengths
+    Their memory is allocated once, for the largest of `chunks`: tensors that come and go between those of the forward
+    passes leave holes in the heap.
+    """
+
+    def __init__(
+        self, manifest: Manifest, texts: TokenisedTexts, chunks: Sequence[Chunk], device: torch.device
+    ) -> None:
+        self.texts, self.arrays, self.lengths = texts, manifest.arrays, texts.lengths
+        self.memory: dict[tuple[str, int], Tensor] = {}
+        num_examples = max((chunk.num_examples for chunk in chunks), default=0)
+        num_tokens = max((chunk.num_tokens for chunk in chunks), default=0)
+        for kind, info in manifest.arrays.items():
+            rows = num_tokens if info.rows == "tokens" else num_examples
+            for layer, width in zip(info.layers, info.widths, strict=True):
+                shape = (rows, width) if width else (rows,)
+                self.memory[kind, layer] = torch.empty(shape, dtype=getattr(torch, info.dtype), device=device)
+        self.logits_memory = torch.empty(num_examples, manifest.num_classes, device=device)
+
+    def start(self, chunk: Chunk) -> None:
+        """The rows of `chunk` come now."""
+        self.chunk, texts = chunk, self.texts
         starts = np.cumsum(texts.lengths[chunk.sequences]) - texts.lengths[chunk.sequences]
         self.starts = dict(zip(chunk.sequences.tolist(), starts.tolist(), strict=True))
         first = chunk.sequences[texts.is_first[chunk.sequences]]
         self.example_rows = {int(s): int(texts.owner[s]) - chunk.first_example_row for s in first}
-        self.buffers: dict[tuple[str, int], Tensor] = {}
-        for kind, info in manifest.arrays.items():
-            rows = chunk.num_tokens if info.rows == "tokens" else chunk.num_examples
-            for layer, width in zip(info.layers, info.widths, strict=True):
-                shape = (rows, width) if width else (rows,)
-                self.buffers[kind, layer] = torch.empty(shape, dtype=getattr(torch, info.dtype), device=device)
-        self.logits = torch.empty(chunk.num_examples, manifest.num_classes, device=device)
+        self.buffers = {
+            (kind, layer): memory[: chunk.num_tokens if self.arrays[kind].rows == "tokens" else chunk.num_examples]
+            for (kind, layer), memory in self.memory.items()
+        }
+        self.logits = self.logits_memory[: chunk.num_examples]
 
     def place(self, recorded: Recorded, sequences: np.ndarray) -> None:
         """Put one batch, of these `sequences`, where it belongs."""
@@ -272,6 +290,24 @@ def _batches(chunk: Chunk, lengths: np.ndarray, batch_size: int) -> list[np.ndar
     """The sequences of a chunk, longest first, in batches."""
     order = chunk.sequences[np.argsort(-lengths[chunk.sequences], kind="stable")]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@contextmanager
+def _without_onednn(accelerator: Accelerator) -> Iterator[None]:
+    """Without it where MKL multiplies, on a CPU in float32.
+
+    There it computes activation functions only, no faster than PyTorch, and keeps a kernel for every number of tokens
+    that it met; those lie between the tensors in the heap, and the process would grow with the number of batches.
+    """
+    multiplies = accelerator.device.type != "cpu" or accelerator.mixed_precision != "no"
+    if multiplies or not torch.backends.mkl.is_available():
+        yield
+        return
+    enabled, _, _, precision = torch.backends.mkldnn.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(enabled, _fp32_precision=precision)
 
 
 @contextmanager

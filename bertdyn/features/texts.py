@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bertdyn.data.text_data import TextData
 from bertdyn.data.token_table import token_table
 
-SEQUENCES_AT_ONCE = 4096
+SEQUENCES_AT_ONCE = 1024
 """Of the token table, so that it never is in memory as a whole."""
 
 
