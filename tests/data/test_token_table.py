@@ -18,6 +18,8 @@ from bertdyn.data.windows import make_windows
 from tests.data.test_windows import ANSWERS, CONTEXT, frame
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.slow  # many tokenizers; `make check` stays short
+
 DTYPES = {
     "row": "int64",
     "example_id": "category",

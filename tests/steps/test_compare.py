@@ -22,6 +22,8 @@ from bertdyn.steps.config import CompareConfig, ExtractConfig
 from bertdyn.tracking.tracker import Tracker
 from tests.features.test_aligned import num_tokens, rows_of, write_store
 
+pytestmark = pytest.mark.slow  # many figures; `make check` stays short
+
 WIDTH, LAYERS = 8, (0, 1, 2)
 TEXTS = [("train", ["[abc]"])] * 3 + [("probe", [f"[{'a' * (1 + number % 9)}]"]) for number in range(14)]
 SHORT_ID = "id-0008"  # the first of 8 to 16 tokens
