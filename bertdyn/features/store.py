@@ -100,6 +100,10 @@ class Manifest:
             files[Path("logits.npy")] = ((self.num_examples, self.num_classes), "float32")
         return files
 
+    def tables(self) -> list[str]:
+        """The files beside the states; the manifest, which makes them a store, last."""
+        return ["examples.parquet", *(["tokens.parquet"] if self.num_tokens else []), "manifest.json"]
+
     def bytes_per_state(self) -> int:
         """Disk space of one state's arrays."""
         return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.files().values())

@@ -183,6 +183,15 @@ def check_max_length(config: PretrainedConfig, length: int) -> None:
         )
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise `InputError` if the tokenizer has tokens that the model does not embed."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}: "
+            "they do not belong together (--tokenizer_name, --model_name_or_path)"
+        )
+
+
 def local_name(name: str) -> str:
     """`minilm` → the folder inside the package; any other name as it is."""
     if name != "minilm":

@@ -148,7 +148,6 @@ def compare_states(run: ExtractRun, config: CompareConfig) -> Comparison:
         label=run.label,
         run_id=run.run_id,
         states=run.states,
-        layers=layers,
         similarity=table(_rows(measured, "similarity"), kind="states"),
         geometry=table(_rows(measured, "geometry")),
         histogram=table(_rows(measured, "histogram")),

@@ -33,8 +33,6 @@ COLUMNS = {
     "knn_overlap": "neighbours kept",
     "procrustes": "Procrustes distance",
 }
-RUN_MEASURES = ("cosine", "cosine_mismatched", "cosine_centered", "cka", "knn_overlap", "procrustes")
-"""What the report of several runs shows."""
 ROW_NAMES = {"content": "content tokens", "first": "first tokens", "mean": "mean over each text"}
 
 
@@ -44,7 +42,6 @@ class Comparison(NamedTuple):
     label: str
     run_id: str
     states: list[str]
-    layers: list[int]
     similarity: pd.DataFrame
     geometry: pd.DataFrame
     histogram: pd.DataFrame
@@ -262,11 +259,11 @@ def _runs_lines(similarity: pd.DataFrame) -> list[str]:
     seeds = table["kind"].map({"states": "", "reseeded": " (two seeds)", "models": " (two models)"})
     table = table.assign(what=what + seeds)
     layers = sorted(table["layer"].unique())
-    for measure in RUN_MEASURES:
+    for measure, name_of_measure in COLUMNS.items():
         values = table[table["measure"] == measure].pivot(index="what", columns="layer", values="value")
         if values.empty:
             continue
-        lines += [f"**{COLUMNS[measure]}**, by layer", ""]
+        lines += [f"**{name_of_measure}**, by layer", ""]
         lines += ["| | " + " | ".join(map(str, layers)) + " |", "|---|" + "---|" * len(layers)]
         for name in dict.fromkeys(table["what"]):
             if name in values.index:

@@ -105,7 +105,8 @@ class ExtractConfig(DataConfig):
         "--max_train_samples, --max_probe_samples, … (seeded, nested).",
     )
     layers: str = HfArg(
-        default="all", help="'all', or numbers: '0,3,6'; 0 is the output of the embeddings, -1 the last layer."
+        default="all",
+        help="'all', or numbers: '0,3,6'; 0 is the output of the embeddings, -1 the last (--layers=-2,-1).",
     )
     rows: str = HfArg(
         default="tokens",

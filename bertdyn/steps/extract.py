@@ -27,7 +27,14 @@ from bertdyn.features.texts import TokenisedTexts, texts_of
 from bertdyn.features.writing import begun_with, create_store, name_state
 from bertdyn.files import cache_folder
 from bertdyn.models.anatomy import anatomy_of
-from bertdyn.models.loading import check_max_length, load_config, load_encoder, load_model, load_tokenizer
+from bertdyn.models.loading import (
+    check_max_length,
+    check_tokenizer,
+    load_config,
+    load_encoder,
+    load_model,
+    load_tokenizer,
+)
 from bertdyn.models.unpadded import can_run_unpadded, run_unpadded
 from bertdyn.steps.config import ExtractConfig, choices, layer_numbers
 from bertdyn.steps.preparation import class_names, make_accelerator
@@ -73,11 +80,7 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
         data, tokens, choices(config.parts, "parts"), {part: config.max_samples(part) for part in data.parts}
     )
     model = _load(config, states[0], data)
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}: "
-            "they do not belong together (--tokenizer_name, --model_name_or_path)"
-        )
+    check_tokenizer(tokenizer, model)
     manifest = make_manifest(
         model,
         texts,
@@ -142,7 +145,7 @@ def _states(config: ExtractConfig) -> list[State]:
     if config.source_run_id:
         return find_states(config.source_run_id, config.states)
     assert config.model_name_or_path is not None
-    return [State("model", "model", 0, resolve_model(config.model_name_or_path))]
+    return [State("model", "model", resolve_model(config.model_name_or_path))]
 
 
 def _load(config: ExtractConfig, state: State, data: TextData) -> PreTrainedModel:
@@ -209,7 +212,7 @@ def _begin_store(
             "--states, --parts or examples (--max_train_samples), --rows first, or --dtype float16"
         )
     create_store(folder, manifest, texts.example_table(), texts.token_pieces(tokenizer))
-    for path in ("examples.parquet", *(["tokens.parquet"] if manifest.num_tokens else []), "manifest.json"):
+    for path in manifest.tables():
         tracker.publish(f"{STORE}/{path}")
 
 

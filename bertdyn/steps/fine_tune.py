@@ -233,7 +233,7 @@ def make_extraction(job: Job, progress: Progress | None) -> Listener:
             },
         )
         create_store(folder, manifest, texts.example_table(), texts.token_pieces(job.texts.tokenizer))
-        for path in ("examples.parquet", *(["tokens.parquet"] if manifest.num_tokens else []), "manifest.json"):
+        for path in manifest.tables():
             job.tracker.publish(f"features/{path}")
     job.accelerator.wait_for_everyone()
     store = FeatureStore.open(folder)

@@ -18,7 +18,7 @@ from bertdyn.data.text_data import TextData
 from bertdyn.data.tokenization import TokenizedParts, tokenize_parts
 from bertdyn.errors import InputError
 from bertdyn.files import cache_folder, write_json
-from bertdyn.models.loading import check_max_length, load_config, load_model, load_tokenizer
+from bertdyn.models.loading import check_max_length, check_tokenizer, load_config, load_model, load_tokenizer
 from bertdyn.models.unpadded import can_run_unpadded, is_unpadded, run_unpadded
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.tasks.classification import Classification, weights_of_classes
@@ -138,11 +138,7 @@ def start_model(config: FineTuneConfig, texts: Texts, folder: Path, progress: Pr
         from_scratch=config.from_scratch,
         **config.load_options(),
     )
-    if len(texts.tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(texts.tokenizer)} tokens, the model embeds {model.config.vocab_size}: "
-            "they do not belong together (--tokenizer_name, --model_name_or_path)"
-        )
+    check_tokenizer(texts.tokenizer, model)
     if config.unpadded == "auto" and not can_run_unpadded(model):
         logger.info("padding is computed: this %s cannot run without", model.config.model_type)
     return without_padding(model, config)

@@ -22,8 +22,6 @@ class State(NamedTuple):
     """As it was asked for: `best`."""
     checkpoint: str
     """`epoch_003`"""
-    updates: int
-    """Optimiser updates before it."""
     location: str
     """What `from_pretrained` takes."""
 
@@ -140,5 +138,5 @@ def find_states(run_id: str, wanted: str) -> list[State]:
                 f"--states {wanted!r}: run {run_id} has no state {name!r}; it has: {', '.join([*names, *kept])}, or all"
             )
         location = resolve_model(f"runs:/{run_id}/checkpoints/{checkpoint}")
-        states.append(State(name, checkpoint, updates(checkpoint), location))
+        states.append(State(name, checkpoint, location))
     return states
