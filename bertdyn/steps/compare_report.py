@@ -93,12 +93,13 @@ def write_report(
     return similarity, tables["geometry"], summary
 
 
-def _figures_of_one(part: Comparison) -> dict[str, Figure]:
+def _figures_of_one(part: Comparison, seeds: pd.DataFrame | None = None) -> dict[str, Figure]:
+    """All figures of one run; `seeds` are rows that compare it with its other seeds."""
     states, label = part.states, part.label
     figures: dict[str, Figure] = {}
     pair = _last_pair(part.similarity)
     if not pair.empty:
-        figures["similarity_by_layer"] = similarity_by_layer(pair, f"What each layer keeps: {label}")
+        figures["similarity_by_layer"] = similarity_by_layer(_joined([pair, seeds]), f"What each layer keeps: {label}")
     if len(states) > 2:
         figures["similarity_heatmaps"] = _heatmaps(part)
         figures["geometry_heatmaps"] = geometry_heatmaps(part.geometry, states, f"Geometry, layer by state: {label}")
@@ -137,19 +138,18 @@ def _heatmaps(part: Comparison) -> Figure:
 
 def _figures_of_several(parts: Sequence[Comparison], similarity: pd.DataFrame) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
-    if similarity.empty:
-        return figures
     pairs = [pair for part in parts if not (pair := _last_pair(part.similarity)).empty]
     if len({(pair["state_a"].iloc[0], pair["state_b"].iloc[0]) for pair in pairs}) == 1 and len(pairs) > 1:
         figures["similarity_over_runs"] = similarity_over_runs(pd.concat(pairs), "What each layer keeps, by run")
-    reseeded = similarity[similarity["kind"] == "reseeded"]
-    for pair in pairs:
-        label = pair["run"].iloc[0]
-        own = reseeded[[label in names.split(AND) for names in reseeded["run"]]]
-        title = f"What each layer keeps: {label}"
-        figures[f"similarity_by_layer_{label}"] = similarity_by_layer(pd.concat([pair, own]), title)
-    others = similarity[similarity["kind"].isin(["reseeded", "models"])]
-    for label, pair in others.groupby("run", sort=False):
+    others = similarity[similarity["kind"] != "states"] if len(similarity) else similarity
+    for part in parts:
+        seeds = [
+            pair
+            for runs, pair in (others.groupby("run", sort=False) if len(others) else ())
+            if pair["kind"].iloc[0] == "reseeded" and part.label in str(runs).split(AND)
+        ]
+        figures |= {f"{name}_{part.label}": figure for name, figure in _figures_of_one(part, _joined(seeds)).items()}
+    for label, pair in others.groupby("run", sort=False) if len(others) else ():
         name = str(label).replace(AND, "_and_")
         figures[f"between_{name}"] = similarity_by_layer(pair, f"The same text in two runs: {label}")
     return figures
@@ -163,9 +163,9 @@ def _last_pair(similarity: pd.DataFrame) -> pd.DataFrame:
     return similarity[(similarity["state_a"] == a) & (similarity["state_b"] == b)]
 
 
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _joined(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:
     """One table; empty ones would turn numbers of layers into floats."""
-    filled = [table for table in tables if not table.empty]
+    filled = [table for table in tables if table is not None and not table.empty]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 

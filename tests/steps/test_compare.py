@@ -314,7 +314,11 @@ def test_runs_on_the_same_texts(several, tmp_path, between):
         assert "**cosine**, by layer\n\n| | 0 | 2 |\n|---|---|---|" in result.summary
         assert row in result.summary
     drawn = {"similarity_over_runs", "similarity_by_layer_synthetic-a1", "similarity_by_layer_synthetic-b2"}
-    assert figures(tmp_path / "run") == drawn | ({"between_synthetic-a1_and_synthetic-b2"} if len(models) else set())
+    drawn |= {"between_synthetic-a1_and_synthetic-b2"} if len(models) else set()
+    found = figures(tmp_path / "run")
+    assert {name for name in found if name.startswith(("similarity", "between"))} == drawn
+    own = {"geometry_by_layer", "class_geometry", "cosine_distributions", "norms", "pca", "token_cosines"}
+    assert found - drawn == {f"{name}_synthetic-{run}" for name in own for run in ("a1", "b2")}
     alone = compare_states(one, CompareConfig(source_run_id="a1", num_neighbours=3, layers="0,2")).similarity
     pd.testing.assert_frame_equal(alone, similarity[similarity["run"] == "synthetic-a1"].reset_index(drop=True))
 
@@ -352,7 +356,7 @@ def test_models_with_one_state_each(several, tmp_path):
     assert set(result.similarity["kind"]) == {"models"}
     tidy(result.similarity, SIMILARITY)
     tidy(result.geometry, GEOMETRY)
-    assert figures(tmp_path / "pair") == {"between_synthetic-a1_and_synthetic-b2"}
+    assert {"between_synthetic-a1_and_synthetic-b2", "class_geometry_synthetic-a1"} <= figures(tmp_path / "pair")
     assert "\n| | 1 |\n" in result.summary
     result = run_compare(tmp_path / "apart", one, apart, layers="1")
     assert result.similarity.empty

@@ -349,7 +349,7 @@ def test_killed_before_any_change_of_the_disk_and_resumed(checkpoints, tmp_path,
         with torch.no_grad():
             with_head.roberta.encoder.layer[0].output.dense.weight.mul_(1.5)
     source = [("pretrained", "epoch_000"), ("best", "epoch_001"), ("last", "epoch_001")]
-    states = [State(name, checkpoint, 0, str(tmp_path / checkpoint)) for name, checkpoint in source]
+    states = [State(name, checkpoint, str(tmp_path / checkpoint)) for name, checkpoint in source]
     data = load_data(DataConfig(**SMALL))
     monkeypatch.setattr(step, "with_source_data", lambda config: config)
     monkeypatch.setattr(step, "load_source_data", lambda run_id: data)
