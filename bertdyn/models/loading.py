@@ -102,8 +102,10 @@ def load_model(
         return auto_class.from_pretrained(name, config=config, dtype="float32", trust_remote_code=trust_remote_code)
 
 
-def load_encoder(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_encoder(name: str, *, from_scratch: bool = False, trust_remote_code: bool = False) -> PreTrainedModel:
     """The encoder `name` in float32, without whatever head its checkpoint may have.
+
+    With `from_scratch`, its architecture only, with weights from torch's global generator: seed it before the call.
 
     Raises
     ------
@@ -113,6 +115,8 @@ def load_encoder(name: str, *, trust_remote_code: bool = False) -> PreTrainedMod
     name = local_name(name)
     config = load_config(name, trust_remote_code=trust_remote_code)
     with _loading(name):
+        if from_scratch:
+            return AutoModel.from_config(config, trust_remote_code=trust_remote_code).float()
         return AutoModel.from_pretrained(name, config=config, dtype="float32", trust_remote_code=trust_remote_code)
 
 

@@ -18,16 +18,15 @@ from tqdm.auto import tqdm
 
 from bertdyn.errors import InputError
 from bertdyn.features.aligned import AlignedRows
-from bertdyn.features.store import FeatureStore
 from bertdyn.geometry.cosines import unit
 from bertdyn.geometry.tsne import MAX_ROWS, joint_tsne
 from bertdyn.steps.compare_report import AND, Comparison, write_report
-from bertdyn.steps.config import CompareConfig, ExtractConfig, choices, layer_numbers
-from bertdyn.steps.extract import STORE
+from bertdyn.steps.config import CompareConfig
+from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, open_extract_run
 from bertdyn.steps.measuring import LayerTables, measure_layer
-from bertdyn.steps.sources import described, extract_config, label_of
+from bertdyn.steps.sources import described
 from bertdyn.steps.sources import tags_of as extract_tags
-from bertdyn.tracking.locations import load_run_config, require_source, run_folder
+from bertdyn.tracking.locations import load_run_config
 from bertdyn.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -35,17 +34,6 @@ logger = logging.getLogger(__name__)
 SAME_IN_SEEDS = {"seed", "seeds", "run_name", "register_as", "resume_run_id"}
 """Options of fine-tuning in which two seeds of one study may differ."""
 HEATMAP_TOKENS = (8, 16)
-
-
-class ExtractRun(NamedTuple):
-    """An extract run as a source."""
-
-    run_id: str
-    label: str
-    """What it is called in tables and figures."""
-    config: ExtractConfig
-    store: FeatureStore
-    states: list[str]
 
 
 class CompareResult(NamedTuple):
@@ -98,19 +86,10 @@ def open_runs(config: CompareConfig) -> list[ExtractRun]:
     flag = "run_ids" if config.run_ids else "source_run_id"
     runs: list[ExtractRun] = []
     for run_id in config.runs:
-        require_source(run_id, ("extract",), flag=flag, complete=True)
-        extracted = extract_config(run_id)
-        store = FeatureStore.open(run_folder(run_id, STORE))
-        states = store.states if config.states == "all" else choices(config.states, "states")
-        for state in states:
-            if state not in store.states:
-                raise InputError(
-                    f"--states {config.states!r}: run {run_id} has no state {state!r}; it has {', '.join(store.states)}"
-                )
-        label = label_of(extracted)
-        if label in [run.label for run in runs]:
-            label += f" ({run_id[:6]})"
-        runs.append(ExtractRun(run_id, label, extracted, store, states))
+        run = open_extract_run(run_id, config.states, flag=flag)
+        if run.label in [other.label for other in runs]:
+            run = run._replace(label=f"{run.label} ({run_id[:6]})")
+        runs.append(run)
     return runs
 
 
@@ -130,7 +109,7 @@ def compare_states(run: ExtractRun, config: CompareConfig) -> Comparison:
     """Every state of a run with its reference, and the geometry of each."""
     pairs = reference_pairs(run.states, config)
     aligned = AlignedRows([(run.store, state) for state in run.states], config.part, config.max_examples)
-    layers = chosen_layers(aligned, config)
+    layers = chosen_layers(config.layers, aligned.layers)
     # What may be wrong with the options is said before the long part.
     cosines = token_cosines(run, config, layers)
     places = tsne(aligned, layers, config) if config.tsne else {}
@@ -178,7 +157,7 @@ def compare_runs(one: ExtractRun, other: ExtractRun, config: CompareConfig) -> p
             "layers do not correspond"
         )
     label = f"{one.label}{AND}{other.label}"
-    measured = measure(aligned, chosen_layers(aligned, config), [(0, 1)], config, label, geometry=False)
+    measured = measure(aligned, chosen_layers(config.layers, aligned.layers), [(0, 1)], config, label, geometry=False)
     return pd.DataFrame(_rows(measured, "similarity")).assign(
         run=label,
         run_id=f"{one.run_id},{other.run_id}",
@@ -223,26 +202,6 @@ def reference_pairs(states: Sequence[str], config: CompareConfig) -> list[tuple[
         raise InputError(f"--reference {reference!r}: accepted are previous, {', '.join(states)}")
     number = states.index(reference)
     return [(number, other) for other in range(len(states)) if other != number]
-
-
-def chosen_layers(aligned: AlignedRows, config: CompareConfig) -> list[int]:
-    """The layers to measure.
-
-    Raises
-    ------
-    InputError
-        If one was not extracted.
-    """
-    there = aligned.layers
-    if config.layers == "all":
-        return there
-    wanted = layer_numbers(config.layers, depth=max(there))
-    missing = [layer for layer in wanted if layer not in there]
-    if missing:
-        raise InputError(
-            f"--layers {config.layers!r}: layer {missing[0]} was not extracted; there are {', '.join(map(str, there))}"
-        )
-    return wanted
 
 
 def only_seed_differs(one: ExtractRun, other: ExtractRun) -> bool:

@@ -11,7 +11,6 @@ import pytest
 from bertdyn.errors import InputError
 from bertdyn.steps.compare import (
     CompareResult,
-    ExtractRun,
     compare,
     compare_runs,
     compare_states,
@@ -19,6 +18,7 @@ from bertdyn.steps.compare import (
     token_cosines,
 )
 from bertdyn.steps.config import CompareConfig, ExtractConfig
+from bertdyn.steps.extract_runs import ExtractRun
 from bertdyn.tracking.tracker import Tracker
 from tests.features.test_aligned import num_tokens, rows_of, write_store
 

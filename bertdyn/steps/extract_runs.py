@@ -1,0 +1,69 @@
+"""An extract run as the source of a step: its store, its states, what it is called."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bertdyn.errors import InputError
+from bertdyn.features.store import FeatureStore
+from bertdyn.steps.config import ExtractConfig, choices, layer_numbers
+from bertdyn.steps.extract import STORE
+from bertdyn.steps.sources import extract_config, label_of
+from bertdyn.tracking.locations import require_source, run_folder
+
+
+class ExtractRun(NamedTuple):
+    """An extract run as a source."""
+
+    run_id: str
+    label: str
+    """What it is called in tables and figures."""
+    config: ExtractConfig
+    store: FeatureStore
+    states: list[str]
+    """Those that were asked for, in that order."""
+
+
+def open_extract_run(run_id: str, states: str, *, flag: str = "source_run_id") -> ExtractRun:
+    """A finished extract run, its store checked.
+
+    Parameters
+    ----------
+    states
+        What `--states` says: names, or "all".
+    flag
+        The option that named the run, for the messages.
+
+    Raises
+    ------
+    InputError
+        If the run is no finished extract run, or has no such state.
+    """
+    require_source(run_id, ("extract",), flag=flag, complete=True)
+    config = extract_config(run_id)
+    store = FeatureStore.open(run_folder(run_id, STORE))
+    chosen = store.states if states == "all" else choices(states, "states")
+    for state in chosen:
+        if state not in store.states:
+            raise InputError(
+                f"--states {states!r}: run {run_id} has no state {state!r}; it has {', '.join(store.states)}"
+            )
+    return ExtractRun(run_id, label_of(config), config, store, chosen)
+
+
+def chosen_layers(wanted: str, there: Sequence[int]) -> list[int]:
+    """The layers that `--layers` asks for, of those that were extracted.
+
+    Raises
+    ------
+    InputError
+        If one was not extracted.
+    """
+    if wanted == "all":
+        return list(there)
+    numbers = layer_numbers(wanted, depth=max(there))
+    missing = [layer for layer in numbers if layer not in there]
+    if missing:
+        raise InputError(
+            f"--layers {wanted!r}: layer {missing[0]} was not extracted; there are {', '.join(map(str, there))}"
+        )
+    return numbers
