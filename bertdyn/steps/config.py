@@ -212,8 +212,8 @@ class ProbeConfig:
     targets: Optional[str] = HfArg(
         default=None,
         help="What is read off the features: 'label'; a property of the text: flesch_kincaid, num_words, "
-        "num_characters, word_length, type_token_ratio, and with ':3' in three classes of equal size; any column of the data; "
-        "'span' (SQuAD 2.0: start and end of the answer). '…,…' for several. Default: label, or span on SQuAD 2.0.",
+        "num_characters, word_length, type_token_ratio, and with ':3' in three classes of equal size; any column of "
+        "the data; 'span' (SQuAD 2.0: start and end of the answer). '…,…' for several. Default: label, or span.",
     )
     probes: str = HfArg(
         default="logistic,ridge",
