@@ -23,8 +23,13 @@ Splits = tuple[dict[str, pd.DataFrame], list[str], str]
 """Part to rows (example_id, text, text_pair, label as id), label names, what was read."""
 
 
-def read_splits(config: DataConfig) -> Splits:
+def read_splits(config: DataConfig, extra: str | None = None) -> Splits:
     """The splits that the source itself has, under the names of the parts they become.
+
+    Parameters
+    ----------
+    extra
+        A column of the source to keep as well, under the name "extra"; the synthetic texts have none.
 
     Raises
     ------
@@ -37,11 +42,42 @@ def read_splits(config: DataConfig) -> Splits:
         return _read_synthetic(config)
     if name in SOURCES:
         refuse_flags(config, *FILE_FLAGS)
-        return _read_named(config)
+        return _read_named(config, extra)
     if Path(name).suffix.lower() in SUFFIXES or _resolve(name, config.data_dir).is_file():
-        return _read_files(config)
+        return _read_files(config, extra)
     refuse_flags(config, "test_file", "data_dir")
-    return _read_hub(config)
+    return _read_hub(config, extra)
+
+
+def read_column(config: DataConfig, column: str) -> pd.Series:
+    """The values of any column of the source, for the rows of all splits that the source itself has.
+
+    Parameters
+    ----------
+    column
+        A column of the files as they are, whether or not it is the text or the label; for squad_v2 title, or
+        another column of `TextData.parts` that holds no lists.
+
+    Returns
+    -------
+    pd.Series
+        Strings as `as_label` gives them, None where missing or blank; the index is the example_id of `load_data`.
+
+    Raises
+    ------
+    InputError
+        No such column (the message lists those there are); what `load_data` says of the source.
+    """
+    if config.dataset == "synthetic":
+        raise InputError(f"--targets {column!r}: no such column in 'synthetic'; accepted: label")
+    if config.task == "question-answering":
+        from bertdyn.data.squad import load_squad  # which imports this module
+
+        rows = pd.concat(load_squad(config).parts.values()).set_index("example_id")
+        rows = rows.drop(columns=["answers", "answer_starts"])
+        return rows[choose_column(rows, config.dataset, "targets", column)].map(as_label).rename(column)
+    splits, _, _ = read_splits(config, column)
+    return pd.concat(splits.values()).set_index("example_id")["extra"].rename(column)
 
 
 def _read_synthetic(config: DataConfig) -> Splits:
@@ -50,7 +86,7 @@ def _read_synthetic(config: DataConfig) -> Splits:
     return parts, list(synthetic.LABEL_NAMES), "bertdyn.data.synthetic"
 
 
-def _read_named(config: DataConfig) -> Splits:
+def _read_named(config: DataConfig, extra: str | None) -> Splits:
     source, folder = find_source(config.dataset, config.data_dir)
     parts = {}
     for part, file_name in source.files.items():
@@ -62,26 +98,27 @@ def _read_named(config: DataConfig) -> Splits:
         if source.id_column is not None:
             ids = table[require_column(table, str(path), source.id_column)]
         split = "dev" if path.stem == "dev" else part
-        rows = _select(table, split, str(path), text, None, label, ids)
+        rows = _select(table, split, str(path), text, None, label, ids, extra)
         parts[part] = _encode(rows, list(source.labels), str(path), label)
     return parts, list(source.labels.values()), str(folder)
 
 
-def _read_files(config: DataConfig) -> Splits:
+def _read_files(config: DataConfig, extra: str | None) -> Splits:
     paths = {"train": _resolve(config.dataset, config.data_dir)}
     if config.test_file is not None:
         paths["test"] = _resolve(config.test_file, config.data_dir)
     tables = {split: read_table(path) for split, path in paths.items()}
-    parts, label_names = _read_tables(tables, {split: str(path) for split, path in paths.items()}, config, None)
+    sources = {split: str(path) for split, path in paths.items()}
+    parts, label_names = _read_tables(tables, sources, config, None, extra)
     return parts, label_names, str(paths["train"])
 
 
-def _read_hub(config: DataConfig) -> Splits:
+def _read_hub(config: DataConfig, extra: str | None) -> Splits:
     from bertdyn.data.hub import load_hub
 
     tables, label_names = load_hub(config.dataset, config.label_column)
     names = {split: f"{config.dataset} ({split})" for split in tables}
-    parts, label_names = _read_tables(tables, names, config, label_names)
+    parts, label_names = _read_tables(tables, names, config, label_names, extra)
     if "dev" in parts:  # the only labelled held-out split is what the final score is for
         parts["probe" if "test" in parts else "test"] = parts.pop("dev")
     return parts, label_names, config.dataset
@@ -92,6 +129,7 @@ def _read_tables(
     sources: dict[str, str],
     config: DataConfig,
     label_names: list[str] | None,
+    extra: str | None,
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Tables whose columns the user names; the classes are the declared ones, or else those of train."""
     rows, columns = {}, {}
@@ -102,9 +140,9 @@ def _read_tables(
         if config.text_pair_column is not None:
             pair = choose_column(table, source, "text_pair_column", config.text_pair_column)
         columns[split] = choose_column(table, source, "label_column", config.label_column, ("label",))
-        rows[split] = _select(table, split, source, text, pair, columns[split], None)
+        rows[split] = _select(table, split, source, text, pair, columns[split], None, extra)
     if label_names is None:
-        label_names = _sorted_labels(set(rows["train"]["label"]))
+        label_names = sorted_labels(set(rows["train"]["label"]))
     encoded = {split: _encode(rows[split], label_names, sources[split], columns[split]) for split in rows}
     return encoded, label_names
 
@@ -117,6 +155,7 @@ def _select(
     pair: str | None,
     label: str,
     ids: pd.Series | None,
+    extra: str | None,
 ) -> pd.DataFrame:
     """The columns of interest under our names; label is still the string in the file.
 
@@ -136,6 +175,9 @@ def _select(
             raise InputError(
                 f"{source}: column '{label}' is empty in data row {row + 1}; accepted: a label in every row"
             )
+    if extra is not None:
+        values = table[choose_column(table, source, "targets", extra)]
+        columns["extra"] = pd.Series([as_label(value) for value in values], dtype=object)
     return pd.DataFrame(columns)
 
 
@@ -172,7 +214,7 @@ def _resolve(name: str, data_dir: str | None) -> Path:
     return Path(data_dir, name) if data_dir else Path(name)
 
 
-def _sorted_labels(labels: set[str]) -> list[str]:
+def sorted_labels(labels: set[str]) -> list[str]:
     """By number where all are integers (9 before 10), else by letter."""
     try:
         return sorted(labels, key=int)

@@ -118,17 +118,18 @@ class AlignedRows:
             if end > start:
                 yield self._read(arrays, int(start), int(end))
 
-    def content_sample(self, layer: int, size: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """At most `size` content rows, in order: [rows, width] by state, and the example of each.
-
-        The same rows for every layer.
-        """
+    def content_rows(self, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most `size` content rows, in order: their numbers in the store, and the example of each."""
         rows = np.flatnonzero(self._content)
         if len(rows) > size:
             rows = np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
         rows = rows + self._first_row[0]
-        states = [array[rows].astype(np.float64) for array in self._arrays(layer)["tokens"]]
-        return states, np.searchsorted(self._first_row, rows, side="right") - 1
+        return rows, np.searchsorted(self._first_row, rows, side="right") - 1
+
+    def content_sample(self, layer: int, size: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The content rows that `content_rows` chooses: [rows, width] by state, and the example of each."""
+        rows, examples = self.content_rows(size, seed)
+        return [array[rows].astype(np.float64) for array in self._arrays(layer)["tokens"]], examples
 
     def _arrays(self, layer: int) -> dict[str, list[np.ndarray]]:
         kinds = ["tokens"] if self._by_token else self.kinds

@@ -85,13 +85,19 @@ class QuestionAnswering:
         model.train(was_training)
         names = ("index", "start", "end", "span_score", "null_score", "loss")
         columns = [torch.cat(column).cpu().numpy() for column in zip(*gathered, strict=True)]
-        found = pd.DataFrame(dict(zip(names, columns, strict=True))).sort_values("index", ignore_index=True)
-        return Answers(self._merge(found, part), float(found["loss"].mean()))
+        return self.merge_windows(pd.DataFrame(dict(zip(names, columns, strict=True))), part)
 
-    def _merge(self, spans: pd.DataFrame, part: str) -> pd.DataFrame:
-        """From windows (one row each, in their order) to questions."""
+    def merge_windows(self, found: pd.DataFrame, part: str) -> Answers:
+        """The answers to the questions of `part` from what was found in each of its windows.
+
+        Parameters
+        ----------
+        found
+            One row a window, in any order: index, the number of the window; start, end, span_score as in `Spans`;
+            null_score; loss.
+        """
         windows, frame = self.windows[part], self.frames[part]
-        spans = spans.assign(example=windows["example"][:])
+        spans = found.sort_values("index", ignore_index=True).assign(example=windows["example"][:])
         # A stable sort: of equal scores the first window stays.
         ranked = spans.sort_values("span_score", ascending=False, kind="stable")
         best = ranked.drop_duplicates("example").sort_values("example")
@@ -107,7 +113,8 @@ class QuestionAnswering:
         table.insert(0, "example_id", frame["example_id"].to_numpy())
         span_score = best["span_score"].to_numpy().astype(np.float64)
         null = null.astype(np.float64)
-        return table.assign(span_score=span_score, null_score=null, score_difference=null - span_score)
+        table = table.assign(span_score=span_score, null_score=null, score_difference=null - span_score)
+        return Answers(table, float(spans["loss"].mean()))
 
     def metrics(self, answers: Answers, part: str, threshold: float | None = None) -> dict[str, float]:
         """Loss, exact match and F1 (0..1) with the threshold given, or else with the best for F1.
@@ -156,8 +163,12 @@ class QuestionAnswering:
 
     def f1_interval(self, answers: Answers, part: str, threshold: float, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of F1 (0..1) over contexts, whose questions are drawn together."""
-        values = _with_threshold(answers, self._scores(answers, part), threshold)["f1"]
+        values = self.question_scores(answers, part, threshold)["f1"]
         return cluster_interval(values.to_numpy(), self.frames[part]["text_pair"].to_numpy(), seed)
+
+    def question_scores(self, answers: Answers, part: str, threshold: float) -> pd.DataFrame:
+        """exact and f1 (0..1) of each question with this threshold, in the part's order; infinity always answers."""
+        return _with_threshold(answers, self._scores(answers, part), threshold)
 
     def _scores(self, answers: Answers, part: str) -> pd.DataFrame:
         """One row a question: has_answer; exact and f1 of its answer; null, of both if none is given."""
@@ -187,14 +198,18 @@ def window_losses(start: Tensor, end: Tensor, batch: Batch) -> Tensor:
     batch
         start_positions, end_positions; context_start, context_end, the half-open range of the context [batch].
     """
+    start_losses, end_losses = position_losses(start, end, batch)
+    return (start_losses + end_losses) / 2
+
+
+def position_losses(start: Tensor, end: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The two cross-entropies of `window_losses`, [batch] each."""
     position = torch.arange(start.shape[1], device=start.device)
     closed = (position < batch["context_start"][:, None]) | (position >= batch["context_end"][:, None])
     closed[:, 0] = False
-    losses = [
-        F.cross_entropy(logits.masked_fill(closed, -torch.inf), positions, reduction="none")
-        for logits, positions in ((start, batch["start_positions"]), (end, batch["end_positions"]))
-    ]
-    return (losses[0] + losses[1]) / 2
+    start, end = start.masked_fill(closed, -torch.inf), end.masked_fill(closed, -torch.inf)
+    start_losses = F.cross_entropy(start, batch["start_positions"], reduction="none")
+    return start_losses, F.cross_entropy(end, batch["end_positions"], reduction="none")
 
 
 def best_spans(start: Tensor, end: Tensor, context_start: Tensor, context_end: Tensor, max_length: int) -> Spans:

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig
+from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig
 from entrypoints.main import MainConfig
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
-CONFIGS = {"main": MainConfig, "fine-tune": FineTuneConfig, "extract": ExtractConfig, "compare": CompareConfig}
+CONFIGS = {
+    "main": MainConfig,
+    "fine-tune": FineTuneConfig,
+    "extract": ExtractConfig,
+    "compare": CompareConfig,
+    "probe": ProbeConfig,
+}
 
 
 def test_every_entry_point_is_known_here():

@@ -140,3 +140,102 @@ def dimensions(layers=13, states=("pretrained", "best"), run="sst2-minilm-s0", w
             found.append(rows.assign(run=run, state=state, layer=layer, outlier=rows["dimension"].isin(list(large))))
     columns = ["run", "state", "layer", "dimension", "mean", "std", "outlier"]
     return pd.concat(found, ignore_index=True)[columns]
+
+
+def probes(layers=13, states=("pretrained", "best"), targets=("sentiment", "word_count"), mlp=False, seed=0):
+    """Text targets that the deep layers of the later states know best; the target `*_count` is a number."""
+    generator = np.random.default_rng(seed)
+    found = []
+
+    def add(layer, state, rows, target, probe, baseline, metric, value, half=0.02):
+        value = value + generator.normal(scale=0.004)
+        row = (layer, state, rows, target, probe, baseline, metric, value, value - half, value + half, 872, 0.01, 5)
+        found.append(row)
+
+    for number, target in enumerate(targets):
+        counts = target.endswith("_count")
+        for rows in ("first", "mean"):
+            for probe in ["ridge" if counts else "logistic", *["mlp"] * mlp]:
+                for order, state in enumerate(["random_init", *states]):
+                    tuned = order / len(states)
+                    for layer in range(layers):
+                        depth = layer / (layers - 1)
+                        known = 0.1 if order == 0 else 0.25 + 0.3 * depth + 0.4 * tuned * depth**2 - 0.05 * number
+                        known += 0.05 * (probe == "mlp")
+                        baseline = "none" if order else "random_init"
+                        if counts:
+                            score = known - (1.5 if layer == 0 and rows == "first" else 0)
+                            add(layer, state, rows, target, probe, baseline, "r2", score)
+                            add(layer, state, rows, target, probe, baseline, "mae", 10 - 10 * known)
+                            continue
+                        add(layer, state, rows, target, probe, baseline, "accuracy", 0.5 + 0.48 * known)
+                        add(layer, state, rows, target, probe, baseline, "macro_f1", 0.5 + 0.47 * known)
+                        add(layer, state, rows, target, probe, baseline, "compression", 1 + 2 * known, 0.1)
+                        if order:
+                            add(layer, state, rows, target, probe, "shuffled", "accuracy", 0.5, np.nan)
+                            add(layer, state, rows, target, probe, "none", "selectivity", 0.48 * known)
+        metric, needless = ("r2", (0.0, 0.41)) if counts else ("accuracy", (0.51, 0.79))
+        for baseline, value in zip(("majority", "tfidf"), needless, strict=True):
+            add(pd.NA, pd.NA, pd.NA, target, "ridge" if counts else "logistic", baseline, metric, value)
+    columns = "layer state rows target probe baseline metric value low high n fold_std num_folds"
+    return pd.DataFrame(found, columns=columns.split()).astype({"layer": "Int64"})
+
+
+def transfer(layers=13, states=("pretrained", "best"), targets=("sentiment",)):
+    """The further apart two states are, the worse a probe is carried over; recentring wins back a part."""
+    found = []
+    for target in targets:
+        for rows in ("first", "mean"):
+            for layer in range(layers):
+                depth = layer / (layers - 1)
+                for i, fitted_on in enumerate(states):
+                    for j, scored_on in enumerate(states):
+                        away = abs(i - j) / (len(states) - 1) * depth
+                        accuracy = 0.6 + 0.2 * depth + 0.15 * depth * j / (len(states) - 1) - 0.35 * away
+                        scores = (accuracy, accuracy + 0.2 * away, 1 - 1.1 * away, 872)
+                        found.append((target, rows, "logistic", layer, fitted_on, scored_on, *scores))
+    columns = "target rows probe layer fitted_on scored_on accuracy accuracy_recentred cosine n"
+    return pd.DataFrame(found, columns=columns.split()).astype({"layer": "Int64"})
+
+
+def stage_scores(layers=13, states=("pretrained", "best")):
+    """Scores that rise at a third and at two thirds of the states, most in the deep layers."""
+    places = np.arange(len(states)) / len(states)
+    rise = 0.2 * (places >= 1 / 3) + 0.15 * (places >= 2 / 3)
+    found = [
+        (s, n, 0.55 + rise[i] * n / layers + 0.02 * places[i]) for i, s in enumerate(states) for n in range(layers)
+    ]
+    return pd.DataFrame(found, columns=["state", "layer", "value"])
+
+
+def associations(measures=("cosine", "cka", "effective_rank", "nc1"), seed=0):
+    generator = np.random.default_rng(seed)
+    found = []
+    for measure in measures:
+        for coefficient in ("spearman", "partial_layer", "partial_state", "partial_layer_state"):
+            value = generator.uniform(-0.9, 0.9)
+            found.append((measure, coefficient, value, max(value - 0.15, -1), min(value + 0.2, 1), 156, 12))
+    return pd.DataFrame(found, columns=["measure", "coefficient", "value", "low", "high", "n", "groups"])
+
+
+def paired(layers=13, states=("pretrained", "best"), targets=("sentiment",), seed=0):
+    """Each of `states` against the first, at each layer; each layer against the one before, in each state; the
+    differences of the target `*_count` are of squared errors, so that less is better."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for target in targets:
+        probe, metric, sign = (
+            ("ridge", "squared_error", -100) if target.endswith("_count") else ("logistic", "accuracy", 1)
+        )
+        for rows in ("first", "mean"):
+            changes = [("states", states[0], n, s, n) for s in states[1:] for n in range(layers)]
+            changes += [("layers", s, n - 1, s, n) for s in states for n in range(1, layers)]
+            for kind, state_a, layer_a, state_b, layer_b in changes:
+                order = states.index(state_b) / max(len(states) - 1, 1)
+                value = 0.12 * order * layer_b / (layers - 1) + generator.normal(scale=0.004)
+                p = min(1.0, 0.0002 / max(value, 0.0002))
+                interval = (*sorted((sign * (value - 0.02), sign * (value + 0.02))), p, min(1.0, 4 * p), 872)
+                change = (kind, metric, state_a, layer_a, state_b, layer_b, sign * value)
+                found.append((target, rows, probe, *change, *interval))
+    columns = "target rows probe kind metric state_a layer_a state_b layer_b difference low high p_value q_value n"
+    return pd.DataFrame(found, columns=columns.split())

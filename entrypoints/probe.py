@@ -1,0 +1,37 @@
+"""Ask what each layer of an encoder knows, state by state, beside honest baselines.
+
+mlflow run . -e probe --env-manager local -P source_run_id=<extract run>
+python -m entrypoints.probe --source_run_id <extract run> --targets label,flesch_kincaid
+"""
+
+from bertdyn.steps.config import ProbeConfig
+from entrypoints.command import open_tracker, parse, run
+from entrypoints.fine_tune import see_it
+
+DESCRIPTION = (
+    "Fit probes to every layer and state of an extract run: what can be read off (the label, properties of the text, "
+    "any column), beside majority, TF-IDF, a random encoder, shuffled labels and layer 0; cross-validated, with "
+    "intervals over texts and paired tests. On SQuAD 2.0: span probes, scored by the official metric."
+)
+
+
+def main() -> None:
+    config, _ = parse(ProbeConfig, DESCRIPTION)
+    launch(config)
+
+
+def launch(config: ProbeConfig) -> None:
+    """Open the run, probe, and say where to look."""
+    from bertdyn.steps.extract_runs import open_extract_run
+    from bertdyn.steps.probe import probe
+    from bertdyn.steps.sources import tags_of
+
+    source = open_extract_run(str(config.source_run_id), config.states)
+    tags = tags_of(source.config) | {"bertdyn.source_run_id": source.run_id}
+    with open_tracker("probe", run_name=config.run_name or f"{source.label}-probe", tags=tags) as tracker:
+        result = probe(config, tracker, source)
+    print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+
+
+if __name__ == "__main__":
+    run(main)
