@@ -147,10 +147,7 @@ def _check_varies(target: Target) -> None:
 
 
 def _binned(target: Target, bins: int) -> Target:
-    """Classes by quantile: from the lowest on, each takes its equal share of the texts that are left.
-
-    Texts with the same value stay together, so a common value may fill a class beyond its share.
-    """
+    """Classes by quantile. Texts with the same value stay together, so a common value may fill a class by itself."""
     if target.class_names is not None:
         raise InputError(f"--targets {target.name!r}: classes cannot be binned; accepted: the name without ':{bins}'")
     distinct, counts = np.unique(target.values, return_counts=True)
@@ -159,14 +156,10 @@ def _binned(target: Target, bins: int) -> Target:
             f"--targets {target.name!r}: {bins} bins for {len(distinct)} different values; "
             f"accepted: 2 to {len(distinct)} bins"
         )
-    below = np.concatenate([[0], counts.cumsum()])
-    cuts: list[float] = []
-    first = 0  # of the distinct values that are left
-    for left in range(bins, 1, -1):
-        wanted = below[first] + (below[-1] - below[first]) / left
-        candidates = below[first + 1 : len(distinct) - left + 2]  # leaves a value for every bin that follows
-        first += 1 + int(np.abs(candidates - wanted).argmin())
-        cuts.append(float(distinct[first - 1]))
+    # From either end, since a common value at one of them (no word repeated) would leave little for its neighbours.
+    splits = [_equal_runs(counts, bins), len(distinct) - _equal_runs(counts[::-1], bins)[::-1]]
+    ends = min(splits, key=lambda ends: sum(np.square([run.sum() for run in np.split(counts, ends)])))
+    cuts = [float(value) for value in distinct[ends - 1]]
     shown = _shown(cuts)
     between = [f"{low} – {high}" for low, high in zip(shown[:-1], shown[1:], strict=True)]
     return Target(
@@ -174,6 +167,17 @@ def _binned(target: Target, bins: int) -> Target:
         np.searchsorted(cuts, target.values).astype(np.int64),
         [f"≤ {shown[0]}", *between, f"> {shown[-1]}"],
     )
+
+
+def _equal_runs(counts: np.ndarray, runs: int) -> np.ndarray:
+    """[runs - 1]: where each run but the last ends, from the first on with its equal share of what is left."""
+    below = np.concatenate([[0], counts.cumsum()])
+    ends = [0]
+    for left in range(runs, 1, -1):
+        wanted = below[ends[-1]] + (below[-1] - below[ends[-1]]) / left
+        candidates = below[ends[-1] + 1 : len(counts) - left + 2]  # leaves one value for every run that follows
+        ends.append(ends[-1] + 1 + int(np.abs(candidates - wanted).argmin()))
+    return np.array(ends[1:])
 
 
 def _shown(cuts: list[float]) -> list[str]:

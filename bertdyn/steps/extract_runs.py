@@ -3,12 +3,19 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
+from bertdyn.data.loading import load_data
+from bertdyn.data.text_data import TextData
+from bertdyn.data.tokenization import TokenizedParts, tokenize_parts
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
+from bertdyn.files import cache_folder
+from bertdyn.models.loading import load_tokenizer
 from bertdyn.steps.config import ExtractConfig, choices, layer_numbers
 from bertdyn.steps.extract import STORE
-from bertdyn.steps.sources import extract_config, label_of
-from bertdyn.tracking.locations import require_source, run_folder
+from bertdyn.steps.sources import extract_config, find_states, label_of, load_source_data
+from bertdyn.tracking.locations import require_source, resolve_model, run_folder
 
 
 class ExtractRun(NamedTuple):
@@ -48,6 +55,36 @@ def open_extract_run(run_id: str, states: str, *, flag: str = "source_run_id") -
                 f"--states {states!r}: run {run_id} has no state {state!r}; it has {', '.join(store.states)}"
             )
     return ExtractRun(run_id, label_of(config), config, store, chosen)
+
+
+class RunTexts(NamedTuple):
+    """What an extract run was made from, read again."""
+
+    data: TextData
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenizedParts
+    """Part → tokenised rows."""
+    location: str
+    """What `from_pretrained` takes: the model of its first state."""
+
+
+def load_run_texts(run: ExtractRun) -> RunTexts:
+    """The data of an extract run, tokenised as it was.
+
+    Raises
+    ------
+    InputError
+        If its data or its model cannot be read any more.
+    """
+    config = run.config
+    if config.source_run_id:
+        data = load_source_data(config.source_run_id)
+        location = find_states(config.source_run_id, run.store.states[0])[0].location
+    else:
+        data, location = load_data(config), resolve_model(str(config.model_name_or_path))
+    tokenizer = load_tokenizer(config.tokenizer_name or location, trust_remote_code=config.trust_remote_code)
+    tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
+    return RunTexts(data, tokenizer, tokens, location)
 
 
 def chosen_layers(wanted: str, there: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ from bertdyn.plots.probe_differences import association_figure, paired_figure, s
 from bertdyn.plots.probe_panels import ROWS
 from bertdyn.plots.probing import code_lengths, score_heatmaps, scores_by_layer, selectivity_by_layer
 from bertdyn.probing.stages import Stages
+from bertdyn.steps.probe_tables import Probe
 from bertdyn.tracking.tracker import Tracker
 
 MAIN = ("accuracy", "r2")
@@ -35,8 +36,8 @@ class Probed(NamedTuple):
     probes: pd.DataFrame
     paired: pd.DataFrame
     transfer: pd.DataFrame
-    stages: dict[tuple[str, str, str], Stages]
-    """(target, rows, probe) → change points; empty with too few states."""
+    stages: dict[Probe, Stages]
+    """Change points; empty with too few states."""
     association: pd.DataFrame
 
 
@@ -79,7 +80,7 @@ def _figures(found: Probed) -> Iterator[tuple[str, Figure]]:
             yield f"paired_{_file(target)}", paired_figure(found.paired[found.paired["target"] == target], title)
     if len(found.transfer):
         yield "transfer", transfer_by_layer(found.transfer, states, f"Probes of one state on another: {label}")
-    for (target, rows, probe), stages in found.stages.items():
+    for (target, rows, probe, _), stages in found.stages.items():
         scores = _of(probes, target, rows, probe)[["state", "layer", "value"]]
         title = f"Stages of training, {target}, {ROWS[rows]}: {label}"
         drift = " (a steady drift explains it as well)" if stages.drift else ""
@@ -117,7 +118,7 @@ def _stages_table(found: Probed) -> pd.DataFrame:
                 "high": high,
                 "drift": stages.drift,
             }
-            for (target, rows, probe), stages in found.stages.items()
+            for (target, rows, probe, _), stages in found.stages.items()
             for point, support, (low, high) in zip(stages.change_points, stages.support, stages.intervals, strict=True)
         ]
     )
@@ -232,7 +233,7 @@ def _table(found: Probed, target: str, rows: str, probe: str) -> Iterator[str]:
 def _stage_lines(found: Probed) -> Iterator[str]:
     if found.stages:
         yield from ["", "### Stages of training", ""]
-    for (target, rows, probe), stages in found.stages.items():
+    for (target, rows, probe, _), stages in found.stages.items():
         name = f"{target}, {ROWS[rows]}, {probe}"
         points = [
             f"`{found.states[point]}` (in {support:.0%} of resamples)"

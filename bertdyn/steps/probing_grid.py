@@ -8,7 +8,6 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,66 +16,31 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bertdyn.errors import InputError
-from bertdyn.features.aligned import AlignedRows
-from bertdyn.features.store import FeatureStore
 from bertdyn.probing.closed_form import fit_mean_difference, fit_nearest_centroid, fit_ridge
 from bertdyn.probing.code_length import CodeLength, code_length
 from bertdyn.probing.cross_validation import CrossValidated, Fitter, cross_validate
 from bertdyn.probing.linear import LinearProbes
 from bertdyn.probing.logistic import fit_logistic
 from bertdyn.probing.mlp import cross_validate_mlp
-from bertdyn.probing.targets import Target, control_labels
+from bertdyn.steps.probe_cells import (
+    Cell,
+    Judged,
+    Sample,
+    Source,
+    Task,
+    features_of,
+    fits_target,
+    judge,
+    targets_of_rows,
+)
 
-MAX_TOKENS = 20_000
-"""Content tokens that probes are fitted to and judged on; a seeded sample where there are more."""
-FOR_CLASSES = {
+FITTERS = {
     "logistic": fit_logistic,
     "nearest_centroid": fit_nearest_centroid,
     "mean_difference": fit_mean_difference,
 }
 PENALISED = ("logistic", "ridge")
 WITH_PROBABILITIES = ("logistic", "mlp")
-
-
-class Task(NamedTuple):
-    """A target with the folds that judge it."""
-
-    target: Target
-    folds: np.ndarray
-    """[texts]"""
-
-    @property
-    def num_classes(self) -> int:
-        """0 for numbers."""
-        return len(self.target.class_names or ())
-
-
-class Cell(NamedTuple):
-    """One probe of one layer of one state."""
-
-    target: str
-    rows: str
-    probe: str
-    baseline: str
-    """"none" for the probe itself; "shuffled" and "control" for the same probe of other labels."""
-    state: str
-    layer: int
-
-
-class Judged(NamedTuple):
-    """What held-out rows say of a probe."""
-
-    sums: dict[str, np.ndarray]
-    """Metric → [texts]: summed over the rows of each text; R² as squared errors."""
-    counts: dict[str, np.ndarray]
-    """Metric → [texts]: what the sums are divided by."""
-    fitted: np.ndarray
-    """[folds]: accuracy or R² on the rows that the probe was fitted to; empty if not known."""
-    predictions: np.ndarray
-    """[rows]: class ids or numbers."""
-    confidence: np.ndarray
-    """[rows]: probability of the true class; NaN for probes without probabilities."""
 
 
 @dataclass
@@ -89,72 +53,6 @@ class Grid:
     """(target, rows, probe) → name in a safetensors file → tensor."""
     transfer: list[dict] = field(default_factory=list)
     """Rows of a table: the probes of one state on the features of another."""
-
-
-class Sample(NamedTuple):
-    """The rows of one kind that are probed: of the same texts in every state."""
-
-    kind: str
-    examples: np.ndarray
-    """[rows]: number of each row's text."""
-    words: np.ndarray | None
-    """[rows]: the token of each row; None for rows that are texts."""
-
-
-class Source(NamedTuple):
-    """One state of one store."""
-
-    state: str
-    store: FeatureStore
-    aligned: AlignedRows
-
-
-def sample_of(source: Source, kind: str, seed: int) -> Sample:
-    """Which rows are probed.
-
-    Raises
-    ------
-    InputError
-        If the store does not have that kind of rows.
-    """
-    if kind not in source.aligned.kinds:
-        there = ", ".join(source.aligned.kinds)
-        raise InputError(f"--rows {kind!r}: {source.store.folder} has {there}; extract with --rows tokens for all")
-    if kind == "content":
-        rows, examples = source.aligned.content_rows(MAX_TOKENS, seed)
-        return Sample(kind, examples, source.store.tokens(["token"])["token"].to_numpy()[rows])
-    layer = source.aligned.layers[0]
-    blocks = [block[kind].examples for block in source.aligned.blocks(layer) if kind in block]
-    return Sample(kind, np.concatenate(blocks), None)
-
-
-def features_of(source: Source, layer: int, samples: Sequence[Sample], seed: int) -> dict[str, np.ndarray]:
-    """Kind → [rows, width], float32.
-
-    Raises
-    ------
-    InputError
-        If a value is not finite.
-    """
-    found: dict[str, np.ndarray] = {}
-    pooled = [sample.kind for sample in samples if sample.kind != "content"]
-    if pooled:
-        parts: dict[str, list[np.ndarray]] = {kind: [] for kind in pooled}
-        for block in source.aligned.blocks(layer):
-            for kind in set(pooled) & set(block):
-                parts[kind].append(block[kind].states[0].astype(np.float32))
-        found |= {kind: np.concatenate(blocks) for kind, blocks in parts.items()}
-    if "content" in [sample.kind for sample in samples]:
-        found["content"] = source.aligned.content_sample(layer, MAX_TOKENS, seed)[0][0].astype(np.float32)
-    for sample in samples:
-        wrong = np.flatnonzero(~np.isfinite(found[sample.kind]).all(axis=1))
-        if len(wrong):
-            text = source.aligned.examples["example_id"].iloc[sample.examples[wrong[0]]]
-            raise InputError(
-                f"{source.store.folder}: features of state {source.state!r}, layer {layer} are not finite in row "
-                f"{wrong[0]} of {sample.kind!r} (text {text!r}); extract anew, with --dtype float32"
-            )
-    return found
 
 
 def probe_everything(
@@ -208,11 +106,6 @@ def probe_everything(
     return grid
 
 
-def fits_target(probe: str, task: Task) -> bool:
-    """Whether a probe predicts classes, or numbers, as the target is."""
-    return probe == "mlp" or (probe in FOR_CLASSES) == bool(task.num_classes)
-
-
 def _combinations(
     samples: Sequence[Sample], tasks: Sequence[Task], probes: Sequence[str]
 ) -> Iterator[tuple[Sample, Task, str]]:
@@ -221,18 +114,6 @@ def _combinations(
             for name in probes:
                 if fits_target(name, task):
                     yield sample, task, name
-
-
-def _columns(task: Task, sample: Sample, seed: int) -> dict[str, np.ndarray]:
-    """Baseline → target of every row: the target itself, a shuffled copy, for tokens a control task."""
-    values = task.target.values
-    # Shuffled over texts, so that all tokens of a text keep one value.
-    shuffled = values[np.random.default_rng([seed, 1]).permutation(len(values))]
-    columns = {"none": values[sample.examples], "shuffled": shuffled[sample.examples]}
-    if sample.words is not None and task.num_classes:
-        shares = np.bincount(columns["none"], minlength=task.num_classes) / len(sample.examples)
-        columns["control"] = control_labels(sample.words.tolist(), shares, seed)
-    return columns
 
 
 def _on_device(task: Task, sample: Sample, columns: dict[str, np.ndarray], device: torch.device):
@@ -253,11 +134,11 @@ def _probe_one(
     seed: int,
 ) -> CrossValidated:
     """One linear probe of one layer of one state."""
-    columns = _columns(task, sample, seed)
+    columns = targets_of_rows(task, sample, seed)
     targets, folds = _on_device(task, sample, columns, features.device)
     fit: Fitter = fit_ridge
     if task.num_classes:
-        fit = functools.partial(FOR_CLASSES[name], num_classes=task.num_classes)
+        fit = functools.partial(FITTERS[name], num_classes=task.num_classes)
     chosen_from = penalties if name in PENALISED else [1.0]
     result = cross_validate(fit, features, targets, folds, chosen_from, classes=bool(task.num_classes))
     scores = result.scores.double().cpu().numpy()
@@ -286,7 +167,7 @@ def _perceptrons(
     hidden_size: int,
     seed: int,
 ) -> None:
-    columns = _columns(task, sample, seed)
+    columns = targets_of_rows(task, sample, seed)
     targets, folds = _on_device(task, sample, columns, features.device)
     scores = cross_validate_mlp(
         accelerator, features, targets, folds, outputs=task.num_classes or 1, hidden_size=hidden_size, seed=seed
@@ -295,34 +176,6 @@ def _perceptrons(
         for number, (baseline, values) in enumerate(columns.items()):
             cell = Cell(task.target.name, sample.kind, "mlp", baseline, source.state, layer)
             grid.judged[cell] = judge(of_layer[:, number], values, sample, task, np.array([]), True)
-
-
-def judge(
-    scores: np.ndarray, values: np.ndarray, sample: Sample, task: Task, fitted: np.ndarray, probabilities: bool
-) -> Judged:
-    """From scores [rows, outputs] of held-out rows to sums over texts."""
-    num_texts = len(task.folds)
-
-    def per_text(of_rows: np.ndarray) -> np.ndarray:
-        return np.bincount(sample.examples, of_rows, minlength=num_texts)
-
-    rows = per_text(np.ones(len(values)))
-    confidence = np.full(len(values), np.nan)
-    if not task.num_classes:
-        predictions, folds = scores[:, 0], task.folds[sample.examples]
-        # What predicting the mean of the other folds leaves: 0 is no better than that.
-        means = np.array([values[folds != fold].mean() for fold in range(folds.max() + 1)])
-        sums = {"r2": per_text((values - predictions) ** 2), "mae": per_text(np.abs(values - predictions))}
-        counts = {"r2": per_text((values - means[folds]) ** 2), "mae": rows}
-        return Judged(sums, counts, fitted, predictions, confidence)
-    predictions = scores.argmax(axis=1)
-    sums = {"accuracy": per_text(predictions == values)}
-    if probabilities:
-        logs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
-        of_truth = logs[np.arange(len(values)), values]
-        confidence = np.exp(of_truth)
-        sums["cross_entropy_bits"] = per_text(-of_truth / np.log(2))
-    return Judged(sums, dict.fromkeys(sums, rows), fitted, predictions, confidence)
 
 
 def _transfer(

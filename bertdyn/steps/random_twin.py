@@ -8,19 +8,15 @@ from pathlib import Path
 
 import torch
 
-from bertdyn.data.loading import load_data
-from bertdyn.data.tokenization import tokenize_parts
 from bertdyn.features.extraction import extract_state, make_manifest
 from bertdyn.features.store import FeatureStore
 from bertdyn.features.texts import texts_of
 from bertdyn.features.writing import create_store
 from bertdyn.files import cache_folder, new_folder
-from bertdyn.models.loading import load_encoder, load_tokenizer
+from bertdyn.models.loading import load_encoder
 from bertdyn.models.unpadded import can_run_unpadded, run_unpadded
-from bertdyn.steps.extract_runs import ExtractRun
+from bertdyn.steps.extract_runs import ExtractRun, load_run_texts
 from bertdyn.steps.preparation import make_accelerator
-from bertdyn.steps.sources import find_states, load_source_data
-from bertdyn.tracking.locations import resolve_model
 
 RANDOM_INIT = "random_init"
 """The twin's one state."""
@@ -47,18 +43,11 @@ def random_twin(
     key = json.dumps([run.run_id, *parts, *rows, *layers, seed])
     folder = cache_folder("random_init") / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
-        if config.source_run_id:
-            location = find_states(config.source_run_id, run.store.states[0])[0].location
-            data = load_source_data(config.source_run_id)
-        else:
-            location = resolve_model(str(config.model_name_or_path))
-            data = load_data(config)
-        options = {"trust_remote_code": config.trust_remote_code}
-        tokenizer = load_tokenizer(config.tokenizer_name or location, **options)
-        tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
-        texts = texts_of(data, tokens, list(parts), {part: config.max_samples(part) for part in data.parts})
+        source = load_run_texts(run)
+        limits = {part: config.max_samples(part) for part in source.data.parts}
+        texts = texts_of(source.data, source.tokens, list(parts), limits)
         torch.manual_seed(seed)
-        model = load_encoder(location, from_scratch=True, **options)
+        model = load_encoder(source.location, from_scratch=True, trust_remote_code=config.trust_remote_code)
         if can_run_unpadded(model):
             run_unpadded(model)
         manifest = make_manifest(
@@ -67,11 +56,11 @@ def random_twin(
             rows=rows,
             layers=layers,
             dtype=config.dtype,
-            label_names=data.label_names,
+            label_names=source.data.label_names,
             fingerprints=run.store.manifest.fingerprints,
         )
         with new_folder(folder) as growing:
-            store = create_store(Path(growing), manifest, texts.example_table(), texts.token_pieces(tokenizer))
+            store = create_store(Path(growing), manifest, texts.example_table(), texts.token_pieces(source.tokenizer))
             accelerator = make_accelerator(config.mixed_precision)
-            extract_state(accelerator, model.to(accelerator.device), texts, tokenizer, store, RANDOM_INIT)
+            extract_state(accelerator, model.to(accelerator.device), texts, source.tokenizer, store, RANDOM_INIT)
     return FeatureStore.open(folder)

@@ -13,25 +13,17 @@ from typing import NamedTuple
 
 import pandas as pd
 from accelerate import Accelerator
-from datasets import Dataset
 
-from bertdyn.data.loading import load_data
-from bertdyn.data.text_data import TextData
-from bertdyn.data.tokenization import tokenize_parts
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
-from bertdyn.files import cache_folder
-from bertdyn.models.loading import load_tokenizer
 from bertdyn.probing.spans import fit_span_probes, predict_spans
 from bertdyn.probing.window_rows import StoredWindows, WindowRows, stored_windows
 from bertdyn.steps.config import ProbeConfig, numbers
-from bertdyn.steps.extract_runs import ExtractRun, chosen_layers
+from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, load_run_texts
 from bertdyn.steps.preparation import make_accelerator
 from bertdyn.steps.random_twin import RANDOM_INIT, random_twin
-from bertdyn.steps.sources import find_states, load_source_data
 from bertdyn.steps.span_probe_report import StateProbes, probe_table, write_report
 from bertdyn.tasks.question_answering import Answers, QuestionAnswering
-from bertdyn.tracking.locations import resolve_model
 from bertdyn.tracking.tracker import Tracker
 
 
@@ -55,12 +47,15 @@ def probe_spans(config: ProbeConfig, tracker: Tracker, run: ExtractRun) -> SpanP
     """
     layers = check_source(config, run)
     parts = ("train", "validation", config.part)
-    data, windows = load_windows(run)
+    texts = load_run_texts(run)
     accelerator = make_accelerator("no")
 
     def stored_in(store: FeatureStore) -> dict[str, StoredWindows]:
         most = {config.part: config.max_examples}
-        return {part: stored_windows(store, part, data.parts[part], windows[part], most.get(part)) for part in parts}
+        return {
+            part: stored_windows(store, part, texts.data.parts[part], texts.tokens[part], most.get(part))
+            for part in parts
+        }
 
     stored = stored_in(run.store)
     sources = [(run.store, state, stored) for state in run.states]
@@ -104,18 +99,6 @@ def check_source(config: ProbeConfig, run: ExtractRun) -> list[int]:
     if missing:
         raise InputError(f"--targets span: run {run.run_id} has nothing of the part {missing[0]!r}; {again}")
     return chosen_layers(config.layers, run.store.layers("tokens"))
-
-
-def load_windows(run: ExtractRun) -> tuple[TextData, Mapping[str, Dataset]]:
-    """The data of an extract run, and the windows of each part."""
-    config = run.config
-    if config.source_run_id:
-        data = load_source_data(config.source_run_id)
-        location = find_states(config.source_run_id, run.store.states[0])[0].location
-    else:
-        data, location = load_data(config), resolve_model(str(config.model_name_or_path))
-    tokenizer = load_tokenizer(config.tokenizer_name or location, trust_remote_code=config.trust_remote_code)
-    return data, tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
 
 
 def probe_state(accelerator: Accelerator, rows: Mapping[str, WindowRows], config: ProbeConfig) -> StateProbes:

@@ -63,6 +63,9 @@ def test_bins_keep_ties_together_and_lose_no_class():
     (target,) = _make(["score:3"], _examples("a", 20), ["1"] * 16 + ["2.004", "2.001", "7", "9"])
     assert target.values.tolist() == [0] * 16 + [1, 1, 2, 2]
     assert target.class_names == ["≤ 1", "1 – 2", "> 2"]
+    (target,) = _make(["score:3"], _examples("a", 20), [*"12345678", *["9"] * 12])  # and from the other end
+    assert np.bincount(target.values).tolist() == [4, 4, 12]
+    assert target.class_names == ["≤ 4", "4 – 8", "> 8"]
     (target,) = _make(["score:3"], _examples("a", 9), ["2.001", "2.002", "9"] * 3)
     assert target.class_names == ["≤ 2.001", "2.001 – 2.002", "> 2.002"]
     (target,) = _make(["score:3"], _examples("a", 12), ["2.001"] * 4 + ["2.002", "2.003"] * 2 + ["1000000.25"] * 4)

@@ -16,7 +16,7 @@ from bertdyn.steps import probe as step
 from bertdyn.steps.config import ExtractConfig, ProbeConfig
 from bertdyn.steps.extract_runs import ExtractRun
 from bertdyn.steps.probe import ProbeResult, probe
-from bertdyn.steps.probing_grid import Source
+from bertdyn.steps.probe_cells import Source
 from bertdyn.tracking.tracker import Tracker
 from tests.features.test_aligned import num_tokens, write_store
 

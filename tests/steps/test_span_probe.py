@@ -17,8 +17,8 @@ from bertdyn.probing.spans import load_directions
 from bertdyn.probing.window_rows import WindowRows, stored_windows
 from bertdyn.steps.config import ExtractConfig, ProbeConfig
 from bertdyn.steps.extract import extract
-from bertdyn.steps.extract_runs import ExtractRun
-from bertdyn.steps.span_probe import SpanProbeResult, load_windows, probe_spans, probe_state
+from bertdyn.steps.extract_runs import ExtractRun, load_run_texts
+from bertdyn.steps.span_probe import SpanProbeResult, probe_spans, probe_state
 from bertdyn.steps.span_probe_report import COLUMNS
 from bertdyn.tasks.squad_metric import squad_scores
 from bertdyn.tracking.tracker import Tracker
@@ -151,7 +151,7 @@ def test_other_files_figures_and_metrics(done):
 
 def test_labels_of_the_scored_part_decide_no_answer(done):
     """Nor do they decide a probe or a threshold."""
-    data, windows = load_windows(done.run)
+    data, _, windows, _ = load_run_texts(done.run)
     changed = data.parts["probe"].assign(
         label=0,
         answers=[[] for _ in data.parts["probe"]["answers"]],
