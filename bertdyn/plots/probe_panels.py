@@ -79,7 +79,7 @@ def one_scale(grid: Mapping[Panel, Axes], least: float = -np.inf) -> float:
     for target in {panel.target for panel in grid}:
         axes = [axes for panel, axes in grid.items() if panel.target == target]
         low, high = min(a.dataLim.y0 for a in axes), max(a.dataLim.y1 for a in axes)
-        margin = 0.04 * (high - max(low, least))
+        margin = 0.04 * (high - max(low, least)) or 0.05  # all values may be the same
         for a in axes:
             a.set_ylim(max(low - margin, least), high + margin)
     return min(axes.dataLim.y0 for axes in grid.values())

@@ -251,7 +251,8 @@ def _association_lines(found: Probed) -> Iterator[str]:
     yield from ["", "### Does the geometry go with what probes find?", ""]
     yield (
         "Rank correlations over layers × states; brackets leave out one layer at a time. Starred: below a false "
-        "discovery rate of 5 % over all measures of the table."
+        "discovery rate of 5 % over all measures of the table. Neighbouring layers are alike and all layers share each "
+        "state, which these brackets know in part only: unrelated quantities are starred too often."
     )
     yield ""
     for target, rows, probe, table in shown:
