@@ -88,6 +88,11 @@ def probe(config: ProbeConfig, tracker: Tracker, run: ExtractRun | None = None) 
                 f"accepted: {', '.join(accepted)}"
             )
     measures = _measures(config, run)
+    columns = [name for name in ("example_id", "text", "text_pair", "label") if name in examples]
+    digest = run.store.manifest.fingerprints["data"][:8]
+    tracker.log_dataset(
+        examples[columns], f"{run.config.dataset}-{config.part}", run.config.dataset, digest, config.part, "label"
+    )
     if config.random_init:
         sources.append(_random_source(config, run, layers, examples))
     penalties = numbers(config.inverse_penalties, "inverse_penalties")

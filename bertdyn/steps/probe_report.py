@@ -1,6 +1,6 @@
 """What a probe run says at its end: tables, figures, and a page that says in words where the information is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,14 +114,18 @@ def _stages_table(found: Probed) -> pd.DataFrame:
                 "probe": probe,
                 "state": found.states[point],
                 "support": support,
-                "low": low,
-                "high": high,
+                "low_state": _state_at(found.states, low),
+                "high_state": _state_at(found.states, high),
                 "drift": stages.drift,
             }
             for (target, rows, probe, _), stages in found.stages.items()
             for point, support, (low, high) in zip(stages.change_points, stages.support, stages.intervals, strict=True)
         ]
     )
+
+
+def _state_at(states: Sequence[str], number: float) -> str | None:
+    return None if np.isnan(number) else states[round(number)]
 
 
 def _log_scalars(tracker: Tracker, found: Probed) -> None:

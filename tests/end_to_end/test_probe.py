@@ -6,10 +6,14 @@ import sys
 from dataclasses import dataclass
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow.entities import Run
 
+from bertdyn.steps import random_twin as twins
+from bertdyn.steps.extract_runs import open_extract_run
+from bertdyn.steps.random_twin import random_twin
 from entrypoints import compare, probe
 from entrypoints.command import run as run_command
 from tests.end_to_end.conftest import ROOT, TINY, Workplace, artifacts, make_workplace
@@ -148,6 +152,32 @@ def test_geometry_and_accuracy(source, command):
     assert {"cka (content)", "within_text_cosine (content)"} <= set(found["measure"])
     assert "random_init" not in set(table(run)["baseline"])
     assert (artifacts(run) / "figures/association_label_mean_logistic.png").exists()
+
+
+def test_random_twin(source, monkeypatch):
+    """The same tokens of the same texts, other features; made once, and again for another seed."""
+    for name, value in source.workplace.environment.items():
+        if name.startswith(("MLFLOW_", "BERTDYN_CACHE")):
+            monkeypatch.setenv(name, value)
+    mlflow.set_tracking_uri(source.workplace.uri)
+    run = open_extract_run(source.extracted.info.run_id, "all")
+    options = {"parts": ["test"], "rows": ["tokens"], "layers": [0, 6]}
+    twin = random_twin(run, **options, seed=0)
+    examples = run.store.examples().query("part == 'test'")
+    pd.testing.assert_frame_equal(twin.examples()[["example_id", "text", "n_rows"]], examples.reset_index(drop=True)[
+        ["example_id", "text", "n_rows"]])  # fmt: skip
+    first, last = examples["first_row"].iloc[0], examples["first_row"].iloc[-1] + examples["n_rows"].iloc[-1]
+    np.testing.assert_array_equal(twin.tokens(["token_id"]), run.store.tokens(["token_id"])[first:last])
+    random, real = twin.array("tokens", "random_init", 6), run.store.array("tokens", "pretrained", 6)[first:last]
+    assert random.shape == real.shape
+    assert abs(np.corrcoef(random.ravel(), real.ravel())[0, 1]) < 0.1
+    monkeypatch.setattr(twins, "load_encoder", None)  # nothing is made again
+    np.testing.assert_array_equal(random_twin(run, **options, seed=0).array("tokens", "random_init", 6), random)
+    monkeypatch.undo()
+    for name, value in source.workplace.environment.items():
+        if name.startswith(("MLFLOW_", "BERTDYN_CACHE")):
+            monkeypatch.setenv(name, value)
+    assert not np.array_equal(random_twin(run, **options, seed=1).array("tokens", "random_init", 6), random)
 
 
 def test_bad_input(source, probed, command):
