@@ -124,11 +124,7 @@ def selectivity_by_layer(probes: pd.DataFrame, states: Sequence[str], title: str
     InputError
         If the table has no selectivity.
     """
-    rows = probes[probes["metric"] == "selectivity"].dropna(subset=["value"])
-    rank = rows["baseline"].map({"control": 0, "none": 1, "shuffled": 2, "random_init": 3})
-    rows = rows.assign(rank=rank).dropna(subset=["rank"]).sort_values("rank", kind="stable")
-    rows = rows.drop_duplicates(["layer", "state", "rows", "target", "probe"])
-    rows = rows.assign(baseline=rows["baseline"].where(rows["baseline"] == "random_init", "none"))
+    rows = probes[probes["metric"] == "selectivity"]
     rows = _present(probes, rows, "selectivity")
     figure, grid, shown = _lines(rows, states, title, "accuracy − accuracy\non the control's labels")
     for axes in grid.values():
@@ -148,8 +144,13 @@ def code_lengths(probes: pd.DataFrame, states: Sequence[str], title: str) -> Fig
     """
     rows = _present(probes, probes[probes["metric"] == "compression"], "compression")
     figure, grid, shown = _lines(rows, states, title, "compression\n(uniform / online code)")
-    for axes in grid.values():
-        axes.axhline(1, color="black", linewidth=0.8, label="1 = uniform code, nothing is read off")
+    by_sizes = probes[(probes["metric"] == "compression") & (probes["baseline"] == "majority")]
+    by_sizes = by_sizes.set_index("target")["value"]
+    for panel, axes in grid.items():
+        axes.axhline(1, color="black", linewidth=0.8, label="1 = uniform code")
+        if panel.target in by_sizes:
+            name = "the sizes of the classes alone"
+            axes.axhline(by_sizes[panel.target], color="black", linestyle=":", linewidth=1.3, label=name)
     one_scale(grid)
     _legend(figure, shown, rows)
     return figure

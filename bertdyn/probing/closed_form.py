@@ -62,7 +62,7 @@ def fit_nearest_centroid(
     centroids = (_class_means(features, classes, training, fits, num_classes) - mean[:, None]) / std[:, None]
     weights = centroids / std[:, None]
     bias = -(weights * mean[:, None]).sum(dim=2) - centroids.square().sum(dim=2) / 2
-    return LinearProbes(weights.transpose(1, 2), bias)
+    return _without_absent(LinearProbes(weights.transpose(1, 2), bias))
 
 
 def fit_mean_difference(
@@ -78,7 +78,14 @@ def fit_mean_difference(
     counts = _counts(classes, training, fits, num_classes).to(features.dtype)[:, :, None]
     others = ((means * counts).sum(dim=1, keepdim=True) - means * counts) / (counts.sum(dim=1, keepdim=True) - counts)
     directions = torch.nn.functional.normalize(means - others, dim=2)
-    return LinearProbes(directions.transpose(1, 2), -(directions * (means + others) / 2).sum(dim=2))
+    bias = -(directions * (means + others) / 2).sum(dim=2)
+    return _without_absent(LinearProbes(directions.transpose(1, 2), bias))
+
+
+def _without_absent(probes: LinearProbes) -> LinearProbes:
+    """A class without training rows, which has no mean, is never said."""
+    absent = probes.bias.isnan()
+    return LinearProbes(probes.weights.masked_fill(absent[:, None], 0), probes.bias.masked_fill(absent, -torch.inf))
 
 
 def _counts(classes: Tensor, training: Tensor, fits: Fits, num_classes: int) -> Tensor:

@@ -32,7 +32,8 @@ class CodeLength(NamedTuple):
 
     @property
     def compression(self) -> float:
-        """Uniform code length over this one: 1 says that the features are of no use."""
+        """Uniform code length over this one. Features are of no use where it is that of features that are all the same:
+        1 for classes of one size, more where their sizes alone tell much."""
         return self.uniform_bits / self.total
 
 

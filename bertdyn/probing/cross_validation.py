@@ -33,6 +33,8 @@ class CrossValidated(NamedTuple):
     """[folds × targets], float64: fold by fold, the probes that have not seen it."""
     final: LinearProbes
     """[targets], float64: fitted to all rows, with the penalty that is best on average; not scored on anything."""
+    halves: LinearProbes
+    """[2 × targets], float64: likewise, fitted to the even and to the odd folds: how far chance moves a direction."""
 
 
 def make_folds(strata: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -73,10 +75,10 @@ def cross_validate(
     features, mean = centred(features)
     num_folds, num_targets = int(folds.max()) + 1, targets.shape[1]
     pairs = list(itertools.combinations(range(num_folds), 2)) if len(penalties) > 1 else []
-    left_out = [*pairs, *((fold,) for fold in range(num_folds)), ()]
-    training = torch.stack(
-        [~torch.isin(folds, torch.tensor(out, dtype=folds.dtype, device=folds.device)) for out in left_out], dim=1
-    )
+    numbers = range(num_folds)
+    kept = [set(numbers) - set(out) for out in (*pairs, *((fold,) for fold in numbers), ())]
+    kept += [set(numbers[::2]), set(numbers[1::2])]
+    training = torch.stack([torch.stack([folds == fold for fold in of_set]).any(dim=0) for of_set in kept], dim=1)
     values = torch.tensor(penalties, dtype=torch.float64, device=folds.device)
     losses = values.new_zeros(num_folds, num_folds, num_targets, len(values))  # of fold k by probes without k and j
     if pairs:
@@ -92,25 +94,21 @@ def cross_validate(
     # Without fold k the other folds choose: the sum over j of what fold j loses.
     chosen = values[losses.sum(dim=0).argmin(dim=2)]
     overall = values[losses.sum(dim=(0, 1)).argmin(dim=1)]
-    outer = torch.cartesian_prod(torch.arange(num_folds), torch.arange(num_targets)).to(folds.device).view(-1, 2)
-    everything = torch.arange(num_targets, device=folds.device)
-    probes = fit(
-        features,
-        targets,
-        training,
-        Fits(
-            torch.cat([outer[:, 1], everything]),
-            torch.cat([outer[:, 0] + len(pairs), torch.full_like(everything, len(left_out) - 1)]),
-            torch.cat([chosen.flatten(), overall]),
-        ),
+    # The last sets: without each fold, all, and both halves; for all targets.
+    sets, which = (
+        torch.cartesian_prod(torch.arange(len(pairs), len(kept)), torch.arange(num_targets)).to(folds.device).T
     )
-    of_folds = LinearProbes(*(part[: len(outer)] for part in probes))
-    final = LinearProbes(*(part[len(outer) :] for part in probes))
-    said = of_folds.scores(features)
-    said = said.view(len(features), num_folds, num_targets, -1)
+    probes = fit(features, targets, training, Fits(which, sets, torch.cat([chosen.flatten(), overall.repeat(3)])))
+    ends = [0, num_folds * num_targets, (num_folds + 1) * num_targets, len(sets)]
+    of_folds, final, halves = (
+        LinearProbes(*(part[start:end] for part in probes)) for start, end in itertools.pairwise(ends)
+    )
+    said = of_folds.scores(features).view(len(features), num_folds, num_targets, -1)
     held_out = said[torch.arange(len(features), device=folds.device), folds]
-    fitted = [_fitted(said[folds != k, k], targets[folds != k], classes) for k in range(num_folds)]
-    return CrossValidated(held_out, torch.stack(fitted), chosen, of_folds.of_uncentred(mean), final.of_uncentred(mean))
+    fitted = [_fitted(said[folds != k, k], targets[folds != k], classes) for k in numbers]
+    return CrossValidated(
+        held_out, torch.stack(fitted), chosen, *(group.of_uncentred(mean) for group in (of_folds, final, halves))
+    )
 
 
 def losses_of(scores: Tensor, targets: Tensor, classes: bool) -> Tensor:

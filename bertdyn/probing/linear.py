@@ -1,8 +1,11 @@
 """What all linear probes have in common: which ones are fitted, how features are standardised, what comes out."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
@@ -31,7 +34,7 @@ class LinearProbes(NamedTuple):
         products = features @ self.weights.permute(1, 0, 2).reshape(width, probes * outputs)
         return products.view(-1, probes, outputs) + self.bias
 
-    def only(self, chosen: Tensor) -> "LinearProbes":
+    def only(self, chosen: Tensor | slice) -> "LinearProbes":
         """Some of them."""
         return LinearProbes(self.weights[chosen], self.bias[chosen])
 
@@ -49,6 +52,29 @@ def centred(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean = features.double().mean(dim=0)
     return (features.double() - mean).to(features.dtype), mean
+
+
+def save_probes(path: Path, probes: Mapping[str, "LinearProbes"], about: Mapping[str, str]) -> None:
+    """Write single probes, by name, as safetensors: `<name>/weight` [width, outputs] and `<name>/bias` [outputs].
+
+    Parameters
+    ----------
+    about
+        What else to know, such as the names of the classes; the file's metadata.
+    """
+    tensors = {
+        f"{name}/{part}": values[0].float().cpu().contiguous()
+        for name, probe in probes.items()
+        for part, values in (("weight", probe.weights), ("bias", probe.bias))
+    }
+    save_file(tensors, path, metadata=dict(about))
+
+
+def load_probes(path: Path) -> dict[str, "LinearProbes"]:
+    """Single probes by name, as `save_probes` wrote them: `load_probes(path)["best/layer_06"].scores(features)`."""
+    tensors = load_file(path)
+    names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
+    return {name: LinearProbes(tensors[f"{name}/weight"][None], tensors[f"{name}/bias"][None]) for name in names}
 
 
 class Scaling(NamedTuple):
@@ -70,8 +96,8 @@ def scaling_of(features: Tensor, training: Tensor) -> Scaling:
     """
     share = training.to(features.dtype)
     share = (share / share.sum(dim=0)).T
-    # From the first row, so that what is the same in all rows is exactly zero and has no variance by rounding.
-    origin = features[0]
+    # From the mean, so that rounding is small beside the variance; what is the same in all rows has none then.
+    origin = features.mean(dim=0)
     shifted = features - origin
     mean = share @ shifted
     variance = (share @ shifted.square() - mean.square()).clamp(min=0)

@@ -52,12 +52,12 @@ def fit_logistic(features: Tensor, classes: Tensor, training: Tensor, fits: Fits
 
     """
     rows, outputs = len(features), 1 if num_classes == 2 else num_classes
-    scaling = scaling_of(features, training)
+    scaling, steered_by = scaling_of(features, training), _curvatures(features)
     per_group = max(1, ELEMENTS // (rows * outputs))
     found = []
     for start in range(0, len(fits.penalties), per_group):
         group = Fits(*(column[start : start + per_group] for column in fits))
-        found.append(_solve(_Problem.of(features, classes, training, scaling, group, outputs)))
+        found.append(_solve(_Problem.of(features, classes, training, scaling, steered_by, group, outputs)))
     weights, bias = (torch.cat(parts) for parts in zip(*found, strict=True))
     if outputs == 1:
         weights = torch.cat([torch.zeros_like(weights), weights], dim=2)
@@ -80,11 +80,18 @@ class _Problem(NamedTuple):
     axes: Tensor
     """[width, width]: principal axes of the standardised features, one a column."""
     curvatures: Tensor
-    """[width]: what the mean loss can bend along each of them at most."""
+    """[width]: what the mean loss of two classes can bend along each of them at most."""
 
     @classmethod
     def of(
-        cls, features: Tensor, classes: Tensor, training: Tensor, scaling: Scaling, fits: Fits, outputs: int
+        cls,
+        features: Tensor,
+        classes: Tensor,
+        training: Tensor,
+        scaling: Scaling,
+        steered_by: tuple[Tensor, Tensor],
+        fits: Fits,
+        outputs: int,
     ) -> "_Problem":
         labels = classes[:, fits.targets]
         kinds = torch.ones(1, dtype=labels.dtype) if outputs == 1 else torch.arange(outputs, dtype=labels.dtype)
@@ -93,7 +100,7 @@ class _Problem(NamedTuple):
         counts = rows.sum(dim=0)
         penalties = 1 / (fits.penalties.to(features) * counts)
         scaling_of_probes = Scaling(*(part[fits.sets] for part in scaling))
-        return cls(features, scaling_of_probes, targets, rows / counts, penalties, *_curvatures(features))
+        return cls(features, scaling_of_probes, targets, rows / counts, penalties, *steered_by)
 
     def only(self, kept: Tensor) -> "_Problem":
         scaling = Scaling(*(part[kept] for part in self.scaling))
@@ -165,7 +172,7 @@ def _solve(problem: _Problem) -> tuple[Tensor, Tensor]:
     gradient = problem.gradient(parameters, probabilities)
     history: list[tuple[Tensor, Tensor]] = []
     for iteration in range(MAX_ITERATIONS):
-        open_ = gradient.abs().amax(dim=(1, 2)) > TOLERANCE
+        open_ = ~(gradient.abs().amax(dim=(1, 2)) <= TOLERANCE)  # what is no number has not converged
         if iteration % 5 == 0 or not open_.any():  # leaving probes out costs a copy of everything
             found[active] = parameters
             if not open_.any():

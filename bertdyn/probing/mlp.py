@@ -1,7 +1,8 @@
 """Probes with one hidden layer, all layers and folds in one training.
 
 What a linear probe cannot read may still be there. Every probe is early-stopped by a fold of its own: the one that
-judges fold k is fitted without fold k and fold k + 1, and the latter says which epoch is the best.
+judges fold k is fitted without fold k and fold k + 1, and the latter says which epoch is the best. It is thus fitted to
+fewer texts than a linear probe of the same folds (three of five folds, where that has four).
 """
 
 import math

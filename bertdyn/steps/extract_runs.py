@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bertdyn.data.loading import load_data
 from bertdyn.data.text_data import TextData
-from bertdyn.data.tokenization import TokenizedParts, tokenize_parts
+from bertdyn.data.tokenization import TokenizedParts, tokenize_parts, tokenizer_fingerprint
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
 from bertdyn.files import cache_folder
@@ -74,7 +74,7 @@ def load_run_texts(run: ExtractRun) -> RunTexts:
     Raises
     ------
     InputError
-        If its data or its model cannot be read any more.
+        If its data or its model cannot be read any more, or are not those that its features were made from.
     """
     config = run.config
     if config.source_run_id:
@@ -83,6 +83,10 @@ def load_run_texts(run: ExtractRun) -> RunTexts:
     else:
         data, location = load_data(config), resolve_model(str(config.model_name_or_path))
     tokenizer = load_tokenizer(config.tokenizer_name or location, trust_remote_code=config.trust_remote_code)
+    made_from = {"data": data.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
+    for what, fingerprint in run.store.manifest.fingerprints.items():
+        if made_from.get(what) != fingerprint:
+            raise InputError(f"run {run.run_id}: the {what} changed since its features were made; extract anew")
     tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
     return RunTexts(data, tokenizer, tokens, location)
 

@@ -7,29 +7,32 @@ text is judged by a probe that has not seen its fold, and the penalties were cho
 """
 
 import dataclasses
-import functools
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import save_file
+import torch
 
 from bertdyn.data.reading import read_column
 from bertdyn.errors import InputError
 from bertdyn.features.aligned import AlignedRows
 from bertdyn.files import replacing
+from bertdyn.probing.code_length import code_length
 from bertdyn.probing.cross_validation import make_folds
+from bertdyn.probing.linear import save_probes
 from bertdyn.probing.targets import Target, make_targets
 from bertdyn.probing.text_baselines import majority_scores, tfidf_predictions
 from bertdyn.steps.config import PROBES, ProbeConfig, choices, numbers
-from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, open_extract_run
+from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, load_run_texts, open_extract_run
 from bertdyn.steps.preparation import make_accelerator
 from bertdyn.steps.probe_cells import Cell, Sample, Source, Task, fits_target, judge, sample_of
-from bertdyn.steps.probe_report import Probed, write_report
+from bertdyn.steps.probe_report import file_name, write_report
 from bertdyn.steps.probe_tables import association_table, paired_tests, probe_table, scores_of_texts, stages_of
+from bertdyn.steps.probe_words import Probed
 from bertdyn.steps.probing_grid import Grid, prediction_table, probe_everything
 from bertdyn.steps.random_twin import RANDOM_INIT, random_twin
 from bertdyn.steps.span_probe import probe_spans
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SPAN = "span"
 SEEN_IN_TRAINING = ("train", "validation")
+TFIDF_SCALE = 100
+"""Of the inverse penalties: TF-IDF vectors have length 1, standardised features a variance of 1 in every dimension."""
 MAIN_METRIC = {True: "accuracy", False: "r2"}
 """Of classes, of numbers."""
 
@@ -114,6 +119,7 @@ def probe(config: ProbeConfig, tracker: Tracker, run: ExtractRun | None = None) 
     table = probe_table(grid, tasks, config.seed)
     _write_files(tracker, grid, tasks, samples, names, examples)
     scores = scores_of_texts(grid, tasks)
+    ordered = in_training_order(run)
     probed = Probed(
         label=run.label,
         states=run.states,
@@ -123,7 +129,8 @@ def probe(config: ProbeConfig, tracker: Tracker, run: ExtractRun | None = None) 
         probes=table,
         paired=paired_tests(scores, run.states, layers, config.seed),
         transfer=pd.DataFrame(grid.transfer),
-        stages=stages_of(scores, run.states, layers, config.seed),
+        stages=stages_of(scores, ordered, layers, config.seed),
+        stage_states=ordered,
         association=association_table(table, measures),
     )
     return ProbeResult(table, write_report(tracker, probed))
@@ -152,13 +159,32 @@ def _check_part(config: ProbeConfig, run: ExtractRun) -> None:
 
 
 def _tasks(config: ProbeConfig, run: ExtractRun, examples: pd.DataFrame, wanted: Sequence[str]) -> list[Task]:
-    column = functools.partial(read_column, run.config)
+    def column(name: str) -> pd.Series:
+        values = read_column(run.config, name)
+        load_run_texts(run)  # says if the data are not those of the features any more
+        return values
+
     targets = make_targets(wanted, examples, run.store.manifest.label_names, column, num_folds=config.num_folds)
+    if len(examples) < 2 * config.num_folds:
+        raise InputError(
+            f"--num_folds {config.num_folds}: {len(examples)} texts; accepted are at most {len(examples) // 2} folds"
+        )
     strata = [_strata(target, config.num_folds) for target in targets]
     return [
         Task(target, make_folds(of_target, config.num_folds, config.seed))
         for target, of_target in zip(targets, strata, strict=True)
     ]
+
+
+def in_training_order(run: ExtractRun) -> list[str]:
+    """The states of a run, if they stand in the order of training; each checkpoint once. Empty if they do not."""
+    folders = {info.name: info.folder for info in run.store.manifest.states}
+    states = list({folders[state]: state for state in reversed(run.states)}.values())[::-1]
+    for kind in ("epoch", "step"):
+        of_kind = [folders[state] for state in states if folders[state].startswith(f"{kind}_")]
+        if of_kind != sorted(of_kind):  # their numbers have leading zeros
+            return []
+    return states
 
 
 def _strata(target: Target, num_folds: int) -> np.ndarray:
@@ -174,8 +200,6 @@ def _random_source(config: ProbeConfig, run: ExtractRun, layers: Sequence[int], 
     rows = ["tokens"] if "tokens" in run.store.manifest.arrays else [kind for kind in kinds if kind != "content"]
     store = random_twin(run, parts=[config.part], rows=rows, layers=layers, seed=config.seed)
     aligned = AlignedRows([(store, RANDOM_INIT)], config.part, config.max_examples)
-    if not aligned.examples["example_id"].equals(examples["example_id"]):
-        raise RuntimeError(f"{store.folder} holds other texts than {run.store.folder}")
     return Source(RANDOM_INIT, store, aligned)
 
 
@@ -185,7 +209,7 @@ def _without_encoder(grid: Grid, task: Task, texts: Sequence[str], penalties: Se
     probe_name = "logistic" if task.num_classes else "ridge"
     for baseline, found in (
         ("majority", majority_scores(task.target, task.folds)),
-        ("tfidf", tfidf_predictions(texts, task.target, task.folds, penalties)),
+        ("tfidf", tfidf_predictions(texts, task.target, task.folds, [TFIDF_SCALE * each for each in penalties])),
     ):
         if task.num_classes:
             with np.errstate(divide="ignore"):
@@ -193,6 +217,10 @@ def _without_encoder(grid: Grid, task: Task, texts: Sequence[str], penalties: Se
         scores = found.reshape(len(texts), -1)
         cell = Cell(task.target.name, "", probe_name, baseline, "", -1)
         grid.judged[cell] = judge(scores, task.target.values, sample, task, np.array([]), bool(task.num_classes))
+    if task.num_classes:  # what the sizes of the classes alone compress
+        cell = Cell(task.target.name, "", "logistic", "majority", "", -1)
+        nothing, classes = torch.zeros(len(texts), 1), torch.tensor(task.target.values)
+        grid.code_lengths[cell] = code_length(nothing, classes, [1.0], task.num_classes)
 
 
 def _measures(config: ProbeConfig, run: ExtractRun) -> pd.DataFrame | None:
@@ -237,13 +265,15 @@ def _write_files(
 ) -> None:
     """Predictions and weights."""
     for task, sample, name in itertools.product(tasks, samples, names):
-        file = f"{task.target.name.replace(':', '_')}-{name}-{sample.kind}"
+        file = f"{file_name(task.target.name)}-{name}-{sample.kind}"
         predictions = prediction_table(grid, task, sample, name, examples)
         if predictions is not None:
             tracker.log_table(predictions, f"predictions/{file}")
-        weights = grid.weights.get((task.target.name, sample.kind, name))
-        if weights:
+        final = grid.final.get((task.target.name, sample.kind, name))
+        if final:
             path = f"probes/{file}.safetensors"
             with replacing(tracker.folder / path) as temporary:
-                save_file({key: tensor.contiguous() for key, tensor in weights.items()}, temporary)
+                save_probes(
+                    temporary, final, {"target": task.target.name, "classes": json.dumps(task.target.class_names)}
+                )
             tracker.publish(path)

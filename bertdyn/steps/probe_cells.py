@@ -16,6 +16,9 @@ FOR_CLASSES = ("logistic", "nearest_centroid", "mean_difference")
 """Linear probes that predict classes; ridge predicts numbers, and the mlp both."""
 
 
+NOTHING = np.array([])
+
+
 class Task(NamedTuple):
     """A target with the folds that judge it."""
 
@@ -54,6 +57,12 @@ class Judged(NamedTuple):
     """[rows]: class ids or numbers."""
     confidence: np.ndarray
     """[rows]: probability of the true class; NaN for probes without probabilities."""
+    penalties: np.ndarray = NOTHING
+    """[folds]: the inverse penalty that was chosen without each fold."""
+
+    def without_rows(self) -> "Judged":
+        """For what nobody looks at row by row."""
+        return self._replace(predictions=NOTHING, confidence=NOTHING)
 
 
 class Sample(NamedTuple):
@@ -144,6 +153,8 @@ def judge(
 ) -> Judged:
     """From scores [rows, outputs] of held-out rows to sums over texts."""
     num_texts = len(task.folds)
+    if np.isnan(scores).any():
+        raise FloatingPointError(f"a probe of {task.target.name!r} ({sample.kind}) says no numbers")
 
     def per_text(of_rows: np.ndarray) -> np.ndarray:
         return np.bincount(sample.examples, of_rows, minlength=num_texts)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
 
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.probing.association import associations
@@ -21,6 +20,8 @@ MAIN_METRIC = {True: "accuracy", False: "r2"}
 
 Scores = dict[tuple[str, int], np.ndarray]
 """(state, layer) → [texts]"""
+TFIDF = ("tfidf", -1)
+"""In the place of state and layer."""
 
 
 class Probe(NamedTuple):
@@ -46,8 +47,12 @@ def probe_table(grid: Grid, tasks: Sequence[Task], seed: int) -> pd.DataFrame:
         for cell, judged in mine.items():
             if len(judged.fitted) and cell.baseline in ("none", "shuffled", "control"):
                 metric = f"{MAIN_METRIC[bool(task.num_classes)]}_fitted"
-                at = cell._asdict() | {"metric": metric, "num_folds": len(judged.fitted), "n": len(task.folds)}
-                rows.append(at | {"value": judged.fitted.mean(), "fold_std": judged.fitted.std(ddof=1)})
+                at = cell._asdict() | {"num_folds": len(judged.fitted), "n": len(task.folds)}
+                rows.append(
+                    at | {"metric": metric, "value": judged.fitted.mean(), "fold_std": judged.fitted.std(ddof=1)}
+                )
+                if len(judged.penalties):
+                    rows.append(at | {"metric": "inverse_penalty", "value": np.median(judged.penalties)})
         rows += _code_rows(grid, task, seed)
         rows += _selectivity_rows(mine, task, seed)
     table = pd.DataFrame(rows)
@@ -130,27 +135,40 @@ def scores_of_texts(grid: Grid, tasks: Sequence[Task]) -> dict[Probe, Scores]:
     """Share of a text's rows that each probe gets right, or its squared error; NaN where a text has no rows."""
     classes = {task.target.name: bool(task.num_classes) for task in tasks}
     found: dict[Probe, Scores] = {}
+    tfidf: dict[str, np.ndarray] = {}
     for cell, judged in grid.judged.items():
+        of_classes = classes[cell.target]
+        with np.errstate(invalid="ignore"):
+            scores = judged.sums[MAIN_METRIC[of_classes]] / judged.counts["accuracy" if of_classes else "mae"]
         if cell.baseline == "none":
-            of_classes = classes[cell.target]
-            rows = judged.counts["accuracy" if of_classes else "mae"]
-            with np.errstate(invalid="ignore"):
-                scores = judged.sums[MAIN_METRIC[of_classes]] / rows
             found.setdefault(Probe(cell.target, cell.rows, cell.probe, of_classes), {})[cell.state, cell.layer] = scores
+        elif cell.baseline == "tfidf":
+            tfidf[cell.target] = scores
+    for probe, of_probe in found.items():
+        of_probe[TFIDF] = tfidf[probe.target]
     return found
 
 
 def paired_tests(
     of_probes: Mapping[Probe, Scores], states: Sequence[str], layers: Sequence[int], seed: int
 ) -> pd.DataFrame:
-    """Every state against the first, every layer against the one before, and against the random encoder."""
-    kinds = {
+    """Every state against the first; every layer against the one before, the best one, random weights and TF-IDF.
+
+    Scores of texts count alike, however many of their tokens were probed. False discovery rates are over the pairs of
+    one kind, of one probe.
+    """
+    kinds: dict[str, list[tuple[tuple[str, int], tuple[str, int]]]] = {
         "states": [((states[0], layer), (state, layer)) for state in states[1:] for layer in layers],
         "layers": [((state, a), (state, b)) for state in states for a, b in itertools.pairwise(layers)],
         RANDOM_INIT: [((RANDOM_INIT, layer), (state, layer)) for state in states for layer in layers],
+        "tfidf": [(TFIDF, (state, layer)) for state in states for layer in layers],
     }
     tables = []
     for probe, scores in of_probes.items():
+        sign = 1 if probe.classes else -1
+        means = {s: [sign * np.nanmean(scores[s, layer]) for layer in layers] for s in states}
+        best = {s: layers[int(np.argmax(of_layers))] for s, of_layers in means.items()}
+        kinds["best"] = [((s, layer), (s, best[s])) for s in states for layer in layers if layer != best[s]]
         for kind, every in kinds.items():
             pairs = [pair for pair in every if pair[0] in scores]
             if pairs:
@@ -183,8 +201,5 @@ def association_table(probes: pd.DataFrame, measures: pd.DataFrame | None) -> pd
     own = probes[(probes["baseline"] == "none") & probes["metric"].isin(MAIN_METRIC.values())]
     for (target, rows, name), scores in own.groupby(["target", "rows", "probe"], sort=False):
         accuracy = scores[["layer", "state", "value"]].astype({"layer": "int64"})
-        table = associations(accuracy, measures).assign(target=target, rows=rows, probe=name, q_value=np.nan)
-        for _, of_one in table[table["p_value"].notna()].groupby("coefficient"):
-            table.loc[of_one.index, "q_value"] = false_discovery_control(of_one["p_value"])
-        tables.append(table)
+        tables.append(associations(accuracy, measures).assign(target=target, rows=rows, probe=name))
     return pd.concat(tables, ignore_index=True)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.probing.closed_form import fit_mean_difference, fit_nearest_centroid, fit_ridge
 from bertdyn.probing.code_length import CodeLength, code_length
 from bertdyn.probing.cross_validation import CrossValidated, Fitter, cross_validate
@@ -49,8 +50,8 @@ class Grid:
 
     judged: dict[Cell, Judged] = field(default_factory=dict)
     code_lengths: dict[Cell, CodeLength] = field(default_factory=dict)
-    weights: dict[tuple[str, str, str], dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
-    """(target, rows, probe) → name in a safetensors file → tensor."""
+    final: dict[tuple[str, str, str], dict[str, LinearProbes]] = field(default_factory=lambda: defaultdict(dict))
+    """(target, rows, probe) → `best/layer_06` → the probe that was fitted to all rows."""
     transfer: list[dict] = field(default_factory=list)
     """Rows of a table: the probes of one state on the features of another."""
 
@@ -96,14 +97,25 @@ def probe_everything(
                 for sample, task, name in _combinations(samples, tasks, linear):
                     if task.num_classes:
                         of_states = {s: found[sample.kind, task.target.name, name, s] for s in transfer}
-                        grid.transfer += _transfer(layer, sample, task, name, of_states, kept)
+                        grid.transfer += _transfer(layer, sample, task, name, of_states, kept, seed)
     if "mlp" in probes:
         for source in tqdm(sources, desc="mlp", unit="states"):
-            stacked = [features_of(source, layer, samples, seed) for layer in layers]
+            stacked = _of_all_layers(source, layers, samples, seed)
             for sample, task in ((sample, task) for sample in samples for task in tasks):
-                of_layers = torch.from_numpy(np.stack([arrays[sample.kind] for arrays in stacked])).to(device)
+                of_layers = torch.from_numpy(stacked[sample.kind]).to(device)
                 _perceptrons(grid, accelerator, source, layers, sample, of_layers, task, hidden_size, seed)
     return grid
+
+
+def _of_all_layers(
+    source: Source, layers: Sequence[int], samples: Sequence[Sample], seed: int
+) -> dict[str, np.ndarray]:
+    """Kind → [layers, rows, width], float32."""
+    stacked: dict[str, np.ndarray] = {}
+    for number, layer in enumerate(layers):
+        for kind, array in features_of(source, layer, samples, seed).items():
+            stacked.setdefault(kind, np.empty((len(layers), *array.shape), dtype=np.float32))[number] = array
+    return stacked
 
 
 def _combinations(
@@ -145,11 +157,12 @@ def _probe_one(
     for number, (baseline, values) in enumerate(columns.items()):
         cell = Cell(task.target.name, sample.kind, name, baseline, source.state, layer)
         fitted = result.fitted[:, number].cpu().numpy()
-        grid.judged[cell] = judge(scores[:, number], values, sample, task, fitted, name in WITH_PROBABILITIES)
+        judged = judge(scores[:, number], values, sample, task, fitted, name in WITH_PROBABILITIES)
+        if name in PENALISED:
+            judged = judged._replace(penalties=result.penalties[:, number].cpu().numpy())
+        grid.judged[cell] = judged if baseline == "none" else judged.without_rows()
     final = result.final.only(torch.tensor([0], device=features.device))
-    file = grid.weights[task.target.name, sample.kind, name]
-    for part, tensor in (("weight", final.weights), ("bias", final.bias)):
-        file[f"{source.state}/layer_{layer:02d}/{part}"] = tensor[0].float().cpu()
+    grid.final[task.target.name, sample.kind, name][f"{source.state}/layer_{layer:02d}"] = final
     if name == "logistic" and sample.words is None:
         cell = Cell(task.target.name, sample.kind, name, "none", source.state, layer)
         grid.code_lengths[cell] = code_length(features, targets[:, 0], penalties, task.num_classes)
@@ -175,7 +188,8 @@ def _perceptrons(
     for layer, of_layer in zip(layers, scores.double().cpu().numpy(), strict=True):
         for number, (baseline, values) in enumerate(columns.items()):
             cell = Cell(task.target.name, sample.kind, "mlp", baseline, source.state, layer)
-            grid.judged[cell] = judge(of_layer[:, number], values, sample, task, np.array([]), True)
+            judged = judge(of_layer[:, number], values, sample, task, np.array([]), True)
+            grid.judged[cell] = judged if baseline == "none" else judged.without_rows()
 
 
 def _transfer(
@@ -185,11 +199,14 @@ def _transfer(
     name: str,
     found: dict[str, CrossValidated],
     features: dict[str, dict[str, Tensor]],
+    seed: int,
 ) -> Iterator[dict]:
     """Both states' probes on the features of both, each row by a probe that has not seen it in either state.
 
     A probe is a direction and a cut. As it is, it also fails where all features of a layer have moved together;
     recentred, the cut moves with their mean (over the rows that the probe was fitted to), and the direction is judged.
+    Directions of one state differ by chance, too: `cosine_by_chance` is that of two halves of its texts (and lower than
+    that of two samples of all texts would be).
     """
     values = task.target.values[sample.examples]
     folds = torch.from_numpy(task.folds[sample.examples])
@@ -197,26 +214,31 @@ def _transfer(
         state: torch.stack([of_state[sample.kind][folds != fold].double().mean(dim=0) for fold in folds.unique()])
         for state, of_state in features.items()
     }  # [folds, width]
+    texts = np.bincount(sample.examples, minlength=len(task.folds))
     for fitted_on, result in found.items():
-        of_target = LinearProbes(*(part[:: result.penalties.shape[1]] for part in result.of_folds))
+        num_targets = result.penalties.shape[1]
+        of_target = LinearProbes(*(part[::num_targets] for part in result.of_folds))
+        one, other = (result.halves.only(slice(start, start + 1)) for start in (0, num_targets))
         for scored_on in found:
             scores = of_target.scores(features[scored_on][sample.kind].double())
             moved = torch.einsum("fw,fwo->fo", means[fitted_on] - means[scored_on], of_target.weights)
-            rows = {"target": task.target.name, "rows": sample.kind, "probe": name, "layer": layer}
-            yield rows | {
-                "fitted_on": fitted_on,
-                "scored_on": scored_on,
-                "accuracy": _held_out_accuracy(scores, values, folds),
-                "accuracy_recentred": _held_out_accuracy(scores + moved, values, folds),
+            row = {"target": task.target.name, "rows": sample.kind, "probe": name, "layer": layer}
+            row |= {"fitted_on": fitted_on, "scored_on": scored_on}
+            for column, of_rows in (("accuracy", scores), ("accuracy_recentred", scores + moved)):
+                right = np.bincount(sample.examples, _right(of_rows, values, folds), minlength=len(texts))
+                low, high = map(float, bootstrap_ratio(right, texts, seed=seed))
+                row |= {column: right.sum() / texts.sum(), f"{column}_low": low, f"{column}_high": high}
+            yield row | {
                 "cosine": _cosine(found[fitted_on].final, found[scored_on].final, task.num_classes),
-                "n": len(np.unique(sample.examples)),
+                "cosine_by_chance": _cosine(one, other, task.num_classes),
+                "n": int((texts > 0).sum()),
             }
 
 
-def _held_out_accuracy(scores: Tensor, values: np.ndarray, folds: Tensor) -> float:
-    """Of scores [rows, folds, classes], where the probe of fold k judges the rows of fold k."""
+def _right(scores: Tensor, values: np.ndarray, folds: Tensor) -> np.ndarray:
+    """[rows], bool: of scores [rows, folds, classes], where the probe of fold k judges the rows of fold k."""
     own = scores.cpu()[torch.arange(len(folds)), folds]
-    return float((own.argmax(dim=1).numpy() == values).mean())
+    return own.argmax(dim=1).numpy() == values
 
 
 def _cosine(one: LinearProbes, other: LinearProbes, num_classes: int) -> float:

@@ -57,7 +57,7 @@ def random_twin(
             layers=layers,
             dtype=config.dtype,
             label_names=source.data.label_names,
-            fingerprints=run.store.manifest.fingerprints,
+            fingerprints=run.store.manifest.fingerprints,  # load_run_texts says that they are
         )
         with new_folder(folder) as growing:
             store = create_store(Path(growing), manifest, texts.example_table(), texts.token_pieces(source.tokenizer))

@@ -92,7 +92,7 @@ def write_store(
     by_layer = next(iter(states.values()))
     widths = [rows.shape[1] for rows in by_layer.values()]
     arrays = {kind: ArrayInfo("hidden", kind, "float32", list(by_layer), widths) for kind in kinds}
-    manifest = Manifest(arrays, max(by_layer), len(texts), len(table), 0, ["no", "yes"], {})
+    manifest = Manifest(arrays, max(by_layer), len(texts), len(table), 0, ["no", "yes"], {"data": "0" * 64})
     store = create_store(folder, manifest, examples, [table])
     for state, layers in states.items():
         begin_state(store, state, "weights", resume=False)

@@ -244,29 +244,16 @@ def test_selectivity_by_layer():
         assert axes.get_ylim()[0] < 0
 
 
-def test_the_control_task_goes_before_shuffled_labels():
-    table = tables.probes(3)
-    shuffled = table[table["metric"] == "selectivity"].assign(baseline="shuffled")
-    control = shuffled[shuffled["rows"] == "mean"].assign(baseline="control", value=0.25)
-    random = control[control["state"] == "best"].assign(baseline="random_init", state="random_init", value=0.05)
-    figure = selectivity_by_layer(pd.concat([shuffled, control, random]), TWO, "t")
-    first, mean = panels(figure).values()
-    where = {"baseline": "shuffled", "state": "best"}
-    np.testing.assert_array_equal(lines(first)["best"][0], _values(shuffled, "selectivity", rows="first", **where))
-    assert (lines(mean)["best"][0][:, 1] == 0.25).all()
-    assert (lines(mean)["random encoder"][0][:, 1] == 0.05).all()
-
-
 def test_code_lengths_with_the_random_encoder_and_the_uniform_code():
     table, figure = _code()
-    assert legend(figure) == [*TWO, "random encoder", "1 = uniform code, nothing is read off"]
+    assert legend(figure) == [*TWO, "random encoder", "1 = uniform code"]
     for rows, axes in zip(("first", "mean"), panels(figure).values(), strict=True):
         drawn = lines(axes)
         where = {"rows": rows, "target": "sentiment"}
         np.testing.assert_array_equal(drawn["best"][0], _values(table, "compression", state="best", **where))
         random = _values(table, "compression", "random_init", **where)
         np.testing.assert_array_equal(drawn["random encoder"][0], random)
-        assert (drawn["1 = uniform code, nothing is read off"][0][:, 1] == 1).all()
+        assert (drawn["1 = uniform code"][0][:, 1] == 1).all()
         assert axes.get_ylim()[0] < 1
 
 

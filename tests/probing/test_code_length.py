@@ -56,3 +56,10 @@ def test_a_probe_is_never_fitted_without_all_classes():
     rare = torch.tensor([0] * 99 + [1])
     found = code_length(torch.randn(100, 3), rare, PENALTIES, 2)
     assert found.bits.sum() == 100  # nothing but the uniform code
+
+
+def test_features_of_no_use_compress_what_the_sizes_of_the_classes_do():
+    classes = torch.tensor(np.random.default_rng(0).permutation([0] * 900 + [1] * 100))
+    nothing = code_length(torch.zeros(1000, 1), classes, [1.0], 2)
+    entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
+    assert 0.9 / entropy < nothing.compression < 1 / entropy

@@ -113,7 +113,7 @@ def test_probes_without_a_penalty_need_no_inner_folds(rows):
         return fit_nearest_centroid(features, classes, training, fits, 3)
 
     found = cross_validate(fit, features, classes, folds, [1.0])
-    assert calls == [2 * (FOLDS + 1)]
+    assert calls == [2 * (FOLDS + 3)]  # without each fold, all, and both halves
     assert found.scores.shape == (160, 2, 3)
 
 

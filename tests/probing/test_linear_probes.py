@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bertdyn.probing.closed_form import fit_mean_difference, fit_nearest_centroid, fit_ridge
-from bertdyn.probing.linear import Fits, scaling_of
+from bertdyn.probing.linear import Fits, load_probes, save_probes, scaling_of
 from bertdyn.probing.logistic import fit_logistic
 
 PENALTIES = (1e-3, 1e-1, 10.0)
@@ -159,3 +159,32 @@ def test_scaling_is_that_of_scikit_learn():
         scaling = scaling_of(features, training)
         np.testing.assert_allclose(scaling.mean[number], scaler.mean_, rtol=1e-12)
         np.testing.assert_allclose(scaling.std[number], scaler.scale_, rtol=1e-10)
+
+
+def test_an_outlier_in_the_first_row_hides_no_variance():
+    rows = 0.01 * np.random.default_rng(0).normal(size=(20_000, 2)).astype(np.float32)
+    rows[0] = 0.4
+    everything = torch.ones(len(rows), 1, dtype=torch.bool)
+    scaling = scaling_of(torch.from_numpy(rows), everything)
+    np.testing.assert_allclose(scaling.std[0], StandardScaler().fit(rows).scale_, rtol=1e-3)
+
+
+def test_a_class_without_training_rows_is_never_said():
+    features, classes, training = make_rows()
+    classes[training[:, 0], 0] = classes[training[:, 0], 0].clamp(max=1)
+    fits = Fits(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]))
+    for fit in (fit_nearest_centroid, fit_mean_difference):
+        scores = fit(features, classes, training, fits, 3).scores(features)
+        assert not scores.isnan().any()
+        assert set(scores.argmax(dim=2).unique().tolist()) <= {0, 1}
+
+
+def test_stored_probes_say_the_same(tmp_path):
+    features, classes, training = make_rows(dtype=torch.float32)
+    probes = fit_nearest_centroid(features, classes, training, every_fit((1.0,)), 3)
+    names = {f"best/layer_{number:02d}": probes.only(slice(number, number + 1)) for number in range(4)}
+    save_probes(tmp_path / "probes.safetensors", names, {"target": "label"})
+    loaded = load_probes(tmp_path / "probes.safetensors")
+    assert list(loaded) == list(names)
+    for name, probe in names.items():
+        torch.testing.assert_close(loaded[name].scores(features), probe.scores(features))

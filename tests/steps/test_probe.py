@@ -111,7 +111,7 @@ def test_the_table_is_tidy_and_in_a_file(done):
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
     assert set(table["baseline"]) == {"none", "majority", "tfidf", "random_init", "shuffled", "layer_0", "control"}
     assert not table["value"].isna().any()
-    bounded = table[~table["metric"].str.endswith("_fitted")]
+    bounded = table[~table["metric"].str.endswith(("_fitted", "inverse_penalty"))]
     assert (bounded["low"] <= bounded["value"] + 1e-12).all()
     assert (bounded["value"] <= bounded["high"] + 1e-12).all()
 
@@ -187,7 +187,7 @@ def test_layer_0_is_repeated_as_a_baseline(done):
 
 def test_paired_tests_are_of_the_predictions(done):
     table = pd.read_parquet(done.folder / "paired_tests.parquet")
-    assert set(table["kind"]) == {"states", "layers", "random_init"}
+    assert set(table["kind"]) == {"states", "layers", "best", "random_init", "tfidf"}
     said = pd.read_parquet(done.folder / "predictions/label-logistic-first.parquet")
     right = (said["prediction"] == said["truth"]).astype(float)
     of = {key: right[rows.index].to_numpy() for key, rows in said.groupby(["state", "layer"])}
@@ -224,10 +224,14 @@ def test_transfer_to_the_same_features_is_no_transfer(tmp_path):
     assert across["accuracy_recentred"] == pytest.approx(own["accuracy"], abs=0.02)
     assert across["accuracy"] < 0.7
     assert across["cosine"] > 0.99
+    assert own["cosine"] == pytest.approx(1)
+    assert 0.5 < own["cosine_by_chance"] < 1
+    assert own["accuracy_low"] < own["accuracy"] < own["accuracy_high"]
 
 
 def test_stages_and_association(tmp_path, monkeypatch):
     names = [f"epoch_{number:03d}" for number in range(14)]
+    disordered = [*names[::2], *names[1::2]]
     before, after = features(["x"], signal=0.0)["x"], features(["x"], signal=2.5)["x"]
     made = {name: before if number < 7 else after for number, name in enumerate(names)}
     run = make_run(tmp_path, names, made=made)
@@ -248,6 +252,9 @@ def test_stages_and_association(tmp_path, monkeypatch):
     stages = pd.read_parquet(tmp_path / "run/stages.parquet")
     assert "epoch_007" in set(stages["state"])
     assert "a new stage begins at `epoch_007`" in result.summary
+    assert set(stages["low_state"]) <= set(names)
+    run_probe(tmp_path / "disordered", run._replace(states=disordered), rows="mean")
+    assert not (tmp_path / "disordered/stages.parquet").exists()  # not the order of training
     table = pd.read_parquet(tmp_path / "run/associations.parquet")
     assert set(table["coefficient"]) == {"spearman", "partial_layer", "partial_state", "partial_layer_state"}
     assert table.set_index("coefficient").loc["spearman", "value"] > 0.5
@@ -271,12 +278,31 @@ def test_two_runs_are_the_same(done, tmp_path):
         ({"targets": "num_characters", "probes": "logistic"}, "--probes 'logistic': none is for numbers"),
         ({"layers": "7"}, "--layers '7'"),
         ({"part": "validation"}, "has 0 texts of the part 'validation'"),
-        ({"num_folds": 60}, "fewer"),
+        ({"num_folds": 46}, "class '[01]' has|fewer"),
+        ({"num_folds": 46, "targets": "num_characters"}, "--num_folds 46: 90 texts; accepted are at most 45"),
     ],
 )
 def test_bad_input(done, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         run_probe(tmp_path, done.run, **options)
+
+
+def test_names_of_columns_make_no_paths(done, tmp_path, monkeypatch):
+    column = pd.Series(np.arange(len(TEXTS)) % 2, index=[f"id-{number:04d}" for number in range(len(TEXTS))]).astype(
+        str
+    )
+    monkeypatch.setattr(step, "read_column", lambda config, name: column)
+    monkeypatch.setattr(step, "load_run_texts", lambda run: None)
+    run_probe(tmp_path / "run", done.run, targets="../../a b/c", rows="first")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert (tmp_path / "run/probes/_.._a_b_c-logistic-first.safetensors").exists()
+
+
+def test_penalties_and_what_the_sizes_of_classes_compress(done):
+    penalty = done.one(rows="first", metric="inverse_penalty", state="best", layer=2, target="label")["value"]
+    assert 1e-4 <= penalty <= 1
+    majority = done.result.probes.query("baseline == 'majority' and metric == 'compression'")["value"]
+    assert majority.between(0.9, 1.05).all()
 
 
 def test_texts_that_trained_the_encoder_are_refused(done, tmp_path):
