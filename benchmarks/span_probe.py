@@ -24,7 +24,7 @@ Prediction, by the same directions:
 
     system3             logits of one window and layer at a time; a Python loop over start positions, for each the best
                         end within reach; the best window of a question
-    bertdyn             `predict_spans` as a probe run calls it, with the check of the features, losses and texts
+    bertdyn             `predict_spans` as a probe run calls it, with losses and texts
 
 System 3 is written anew here from its description, where that leaves a choice the quicker way: no padding (it had 384
 positions in every window), one dropout for both heads, one backward pass and one optimiser for all heads, Python lists

@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -81,17 +82,20 @@ class SpanProbes(nn.Module):
         return torch.stack(list(self.weights)) / self.scale[:, None]
 
     def forward(self, batch: Batch) -> Tensor:
-        features = batch["features"].to(self.mean.dtype) - self.mean[:, None]
-        return span_logits(self.directions(), batch | {"features": features})
+        return span_logits(self.directions(), batch, self.mean)
 
 
-def span_logits(directions: Tensor, batch: Batch) -> Tensor:
+def span_logits(directions: Tensor, batch: Batch, mean: Tensor | None = None) -> Tensor:
     """Start and end logits [2, rates, layers, batch, seq] of directions [rates, layers, 2, width]; in the padding,
-    those of any token."""
+    those of any token. `mean` [layers, width] is subtracted from the features first."""
     rates, layers, _, width = directions.shape
-    features = batch["features"].to(directions.dtype)
     by_layer = directions.transpose(0, 1).reshape(layers, 2 * rates, width)
-    logits = torch.einsum("ltw,lcw->tlc", features, by_layer).flatten(1)
+    of_layers = []
+    # One layer after the other: converting all at once would touch as much new memory as the batch has features.
+    for number, features in enumerate(batch["features"]):
+        converted = features.to(directions.dtype)
+        of_layers.append((converted if mean is None else converted - mean[number]) @ by_layer[number].T)
+    logits = torch.cat(of_layers, dim=1)
     padded = logits.index_select(0, batch["place"].flatten())
     return padded.view(*batch["place"].shape, layers, rates, 2).permute(4, 3, 2, 0, 1)
 
@@ -287,7 +291,6 @@ def predict_spans(
     InputError
         If a feature is NaN or infinite.
     """
-    check_finite(rows)
     directions = directions.to(accelerator.device)[None]
     found: list[Mapping[str, Tensor]] = []
     batches = rows.batches(batch_size)
@@ -302,6 +305,8 @@ def predict_spans(
         columns |= {"loss": window_losses(start, end, repeated)}
         found.append({name: column.view(len(rows.layers), -1) for name, column in columns.items()})
     joined = {name: torch.cat([batch[name] for batch in found], dim=1).cpu().numpy() for name in found[0]}
+    if not np.isfinite(joined["loss"]).all():
+        check_finite(rows)
     return [
         task.merge_windows(pd.DataFrame({name: column[layer] for name, column in joined.items()}), part)
         for layer in range(len(rows.layers))
