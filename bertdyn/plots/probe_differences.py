@@ -59,8 +59,9 @@ def transfer_by_layer(transfer: pd.DataFrame, states: Sequence[str], title: str)
     ----------
     transfer
         Columns target, rows, probe, layer, fitted_on and scored_on (states), accuracy, accuracy_recentred (the cut of
-        the probe moved as the mean of the vectors did), cosine (of the two states' directions), n (texts). At most
-        `MAX_TRANSFERS` rows of panels are shown: beyond these, one kind of rows a target, and then one probe.
+        the probe moved as the mean of the vectors did), cosine (of the two states' directions), cosine_by_chance (of
+        those of two halves of the texts), n (texts). At most `MAX_TRANSFERS` rows of panels are shown: beyond these,
+        one kind of rows a target, and then one probe.
 
     Raises
     ------
@@ -235,9 +236,11 @@ def _transfer_panels(row: Sequence[Axes], panel: Panel, rows: pd.DataFrame, pair
     row[0].autoscale(axis="y")
     directions = _of_states(rows, first, last)
     draw(row[2], directions.assign(value=directions["cosine"]), "_", color="black", marker="s")  # its title names it
+    by_chance = directions.assign(value=directions["cosine_by_chance"])
+    draw(row[2], by_chance, "_", color=COLORS[-1], linestyle=":")
     row[2].axhline(0, color="black", linewidth=0.5)
     row[2].set_ylim(min(-0.05, row[2].dataLim.y0 - 0.05), 1.05)
-    tidy(row[2], f"{panel.title}\nthe two directions", DEPTH, "cosine")
+    tidy(row[2], f"{panel.title}\nthe two directions (dotted: by chance)", DEPTH, "cosine")
     for axes in row:
         layer_axis(axes, rows["layer"])
 

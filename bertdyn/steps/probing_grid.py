@@ -205,8 +205,9 @@ def _transfer(
 
     A probe is a direction and a cut. As it is, it also fails where all features of a layer have moved together;
     recentred, the cut moves with their mean (over the rows that the probe was fitted to), and the direction is judged.
-    Directions of one state differ by chance, too: `cosine_by_chance` is that of two halves of its texts (and lower than
-    that of two samples of all texts would be).
+    Cosines are of directions in standardised features (by the mean variance of both states), as else a dimension that
+    hardly varies, and has large weights, would decide. Directions of one state differ by chance, too:
+    `cosine_by_chance` is that of two halves of its texts (and lower than that of two samples of all texts would be).
     """
     values = task.target.values[sample.examples]
     folds = torch.from_numpy(task.folds[sample.examples])
@@ -214,6 +215,7 @@ def _transfer(
         state: torch.stack([of_state[sample.kind][folds != fold].double().mean(dim=0) for fold in folds.unique()])
         for state, of_state in features.items()
     }  # [folds, width]
+    scales = {state: of_state[sample.kind].double().std(dim=0).cpu() for state, of_state in features.items()}
     texts = np.bincount(sample.examples, minlength=len(task.folds))
     for fitted_on, result in found.items():
         num_targets = result.penalties.shape[1]
@@ -229,8 +231,13 @@ def _transfer(
                 low, high = map(float, bootstrap_ratio(right, texts, seed=seed))
                 row |= {column: right.sum() / texts.sum(), f"{column}_low": low, f"{column}_high": high}
             yield row | {
-                "cosine": _cosine(found[fitted_on].final, found[scored_on].final, task.num_classes),
-                "cosine_by_chance": _cosine(one, other, task.num_classes),
+                "cosine": _cosine(
+                    result.final,
+                    found[scored_on].final,
+                    ((scales[fitted_on] ** 2 + scales[scored_on] ** 2) / 2).sqrt(),
+                    task.num_classes,
+                ),
+                "cosine_by_chance": _cosine(one, other, scales[fitted_on], task.num_classes),
                 "n": int((texts > 0).sum()),
             }
 
@@ -241,9 +248,9 @@ def _right(scores: Tensor, values: np.ndarray, folds: Tensor) -> np.ndarray:
     return own.argmax(dim=1).numpy() == values
 
 
-def _cosine(one: LinearProbes, other: LinearProbes, num_classes: int) -> float:
-    """Of the directions of the first target; of several classes their mean."""
-    a, b = (probes.weights[0].double().cpu() for probes in (one, other))  # [width, classes]
+def _cosine(one: LinearProbes, other: LinearProbes, scale: Tensor, num_classes: int) -> float:
+    """Of the directions of the first target in features divided by `scale` [width]; of several classes their mean."""
+    a, b = (probes.weights[0].double().cpu() * scale[:, None] for probes in (one, other))  # [width, classes]
     if num_classes == 2:
         a, b = (weights[:, 1] - weights[:, 0] for weights in (a, b))
     lengths = a.norm(dim=0) * b.norm(dim=0)  # 0 where features are the same in all rows: no direction

@@ -192,9 +192,9 @@ def transfer(layers=13, states=("pretrained", "best"), targets=("sentiment",)):
                     for j, scored_on in enumerate(states):
                         away = abs(i - j) / (len(states) - 1) * depth
                         accuracy = 0.6 + 0.2 * depth + 0.15 * depth * j / (len(states) - 1) - 0.35 * away
-                        scores = (accuracy, accuracy + 0.2 * away, 1 - 1.1 * away, 872)
+                        scores = (accuracy, accuracy + 0.2 * away, 1 - 1.1 * away, 0.5, 872)
                         found.append((target, rows, "logistic", layer, fitted_on, scored_on, *scores))
-    columns = "target rows probe layer fitted_on scored_on accuracy accuracy_recentred cosine n"
+    columns = "target rows probe layer fitted_on scored_on accuracy accuracy_recentred cosine cosine_by_chance n"
     return pd.DataFrame(found, columns=columns.split()).astype({"layer": "Int64"})
 
 

@@ -102,7 +102,9 @@ def test_a_probe_stands_on_its_own_state_and_carried_over_as_it_is_and_recentred
 def test_transfer_is_between_the_first_and_the_last_state_with_their_cosine():
     table, figure = _transfer()
     assert len(panels(figure)) == 2 * 2 * 3
-    directions = lines(panels(figure)[f"word_count: {MEAN}\n{LOGISTIC}\nthe two directions"])[""][0]
+    axes = panels(figure)[f"word_count: {MEAN}\n{LOGISTIC}\nthe two directions (dotted: by chance)"]
+    directions, by_chance, _ = (line.get_xydata() for line in axes.get_lines())
+    assert (by_chance[:, 1] == 0.5).all()
     cosine = _of_states(table, "pretrained", "epoch_012", "cosine", target="word_count", rows="mean")
     np.testing.assert_array_equal(directions, cosine)
     limits = [axes.get_ylim() for axes in figure.axes]
