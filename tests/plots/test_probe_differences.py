@@ -10,7 +10,7 @@ from bertdyn.plots.probe_differences import association_figure, paired_figure, s
 from tests.plots import tables
 from tests.plots.drawing import collisions, legend, lines, panels
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]  # many figures; `make check` stays short
 
 STATES = ["pretrained", *(f"epoch_{i:03d}" for i in range(1, 29)), "best"]
 SOME = ["pretrained", "epoch_001", "epoch_002", "epoch_012"]

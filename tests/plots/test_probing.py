@@ -14,7 +14,7 @@ from bertdyn.plots.probing import (
 from tests.plots import tables
 from tests.plots.drawing import bands, collisions, legend, lines, panels
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]  # many figures; `make check` stays short
 
 TWO = ["pretrained", "best"]
 STATES = ["pretrained", *(f"epoch_{i:03d}" for i in range(1, 29)), "best"]

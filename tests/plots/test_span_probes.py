@@ -9,7 +9,7 @@ import pytest
 from bertdyn.plots.span_probes import convergence_curves, span_heatmaps, span_scores_by_layer, threshold_curves_by_layer
 from tests.plots.drawing import bands, collisions, legend, lines, panels
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]  # many figures; `make check` stays short
 
 STATES = ["pretrained", "best", "random_init"]
 SCORES = ["f1", "has_ans_f1", "best_span_f1"]
