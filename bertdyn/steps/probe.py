@@ -84,20 +84,11 @@ def probe(config: ProbeConfig, tracker: Tracker, run: ExtractRun | None = None) 
     examples = aligned[0].examples
     tasks = _tasks(config, run, examples, wanted)
     names = choices(config.probes, "probes", PROBES)
-    for task in tasks:
-        if not any(fits_target(name, task) for name in names):
-            what = "classes" if task.num_classes else "numbers"
-            accepted = [name for name in PROBES if fits_target(name, task)]
-            raise InputError(
-                f"--probes {config.probes!r}: none is for {what}, as the target {task.target.name!r} has; "
-                f"accepted: {', '.join(accepted)}"
-            )
+    _check_probes(names, tasks)
     measures = _measures(config, run)
+    dataset, digest = run.config.dataset, run.store.manifest.fingerprints["data"][:8]
     columns = [name for name in ("example_id", "text", "text_pair", "label") if name in examples]
-    digest = run.store.manifest.fingerprints["data"][:8]
-    tracker.log_dataset(
-        examples[columns], f"{run.config.dataset}-{config.part}", run.config.dataset, digest, config.part, "label"
-    )
+    tracker.log_dataset(examples[columns], f"{dataset}-{config.part}", dataset, digest, config.part, "label")
     if config.random_init:
         sources.append(_random_source(config, run, layers, examples))
     penalties = numbers(config.inverse_penalties, "inverse_penalties")
@@ -174,6 +165,17 @@ def _tasks(config: ProbeConfig, run: ExtractRun, examples: pd.DataFrame, wanted:
         Task(target, make_folds(of_target, config.num_folds, config.seed))
         for target, of_target in zip(targets, strata, strict=True)
     ]
+
+
+def _check_probes(names: Sequence[str], tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if not any(fits_target(name, task) for name in names):
+            what = "classes" if task.num_classes else "numbers"
+            accepted = [name for name in PROBES if fits_target(name, task)]
+            raise InputError(
+                f"--probes {','.join(names)!r}: none is for {what}, as the target {task.target.name!r} has; "
+                f"accepted: {', '.join(accepted)}"
+            )
 
 
 def in_training_order(run: ExtractRun) -> list[str]:

@@ -52,23 +52,26 @@ def report_lines(found: Probed) -> Iterator[str]:
         + ("" if 0 in found.layers else " Layer 0 was left out, and so is that baseline.")
     )
     own = probes[(probes["baseline"] == "none") & probes["metric"].isin(MAIN)]
+    kinds = list(own[["target", "rows", "probe"]].drop_duplicates().itertuples(index=False, name=None))
     for target in dict.fromkeys(own["target"]):
         unit = "R²" if (own[own["target"] == target]["metric"] == "r2").any() else "accuracy"
-        yield from ["", f"### {target} ({unit})", ""]
         texts = probes[(probes["target"] == target) & probes["baseline"].isin(("majority", "tfidf"))]
         texts = texts[texts["metric"].isin(MAIN)].set_index("baseline")
+        yield from ["", f"### {target} ({unit})", ""]
         yield (
             f"Without an encoder: {'the mean' if unit == 'R²' else 'majority class'} {_cell(texts.loc['majority'])}, "
             f"TF-IDF {_cell(texts.loc['tfidf'])}."
         )
-        for rows, probe in own[own["target"] == target][["rows", "probe"]].drop_duplicates().itertuples(index=False):
-            yield from ["", f"**{ROWS[rows]}, {probe}**", ""]
-            yield from _words(found, target, rows, probe)
-            yield ""
-            yield from _table(found, target, rows, probe)
-    yield from _transfer_lines(found)
+        for kind in kinds:
+            if kind[0] == target:
+                yield from ["", f"**{ROWS[kind[1]]}, {kind[2]}**", "", *_words(found, *kind)]
     yield from _stage_lines(found)
     yield from _association_lines(found)
+    # Tables last: a store takes only the beginning of a long page.
+    yield from ["", "### By layer", ""]
+    for kind in kinds:
+        yield from ["", f"**{kind[0]}: {ROWS[kind[1]]}, {kind[2]}**", "", *_table(found, *kind)]
+    yield from _transfer_lines(found)
 
 
 def main_scores(probes: pd.DataFrame, target: str, rows: str, probe: str, baseline: str = "none") -> pd.DataFrame:
@@ -135,11 +138,11 @@ def _table(found: Probed, target: str, rows: str, probe: str) -> Iterator[str]:
             table, name = table[table["state"] == shown[-1]], f"{shown[-1]}, {name}"
         if len(table):
             columns[name] = table
-    for metric in ("compression",):
-        table = found.probes[(found.probes["metric"] == metric) & (found.probes["baseline"] == "none")]
-        table = table[(table["target"] == target) & (table["rows"] == rows) & (table["probe"] == probe)]
-        if len(table):
-            columns |= {f"{state}, {metric}": table[table["state"] == state] for state in shown[-1:]}
+    code = found.probes[(found.probes["metric"] == "compression") & (found.probes["state"] == shown[-1]).fillna(False)]
+    code = code[(code["target"] == target) & (code["rows"] == rows) & (code["probe"] == probe)]
+    code = code[code["baseline"] == "none"]
+    if len(code):
+        columns[f"{shown[-1]}, compression"] = code
     yield "| layer | " + " | ".join(columns) + " |"
     yield "|---|" + "---|" * len(columns)
     for layer in found.layers:

@@ -12,6 +12,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from entrypoints.command import run as run_command
+
 ROOT = Path(__file__).parents[2]
 TINY = (
     "--from_scratch", "True",
@@ -92,6 +94,27 @@ def make_workplace(folder: Path) -> Workplace:
     workplace = Workplace(folder, f"sqlite:///{folder}/mlflow.db")
     workplace.client().create_experiment("bertdyn", artifact_location=f"file://{folder}/artifacts")
     return workplace
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run a command (an entry point's module) in this process; return (exit status, what stood on the error stream)."""
+
+    def run(workplace: Workplace, module, *argv: str) -> tuple[int, str]:
+        for name, value in workplace.environment.items():
+            if name.startswith(("MLFLOW_", "BERTDYN_CACHE")):
+                monkeypatch.setenv(name, value)
+        mlflow.set_tracking_uri(workplace.uri)
+        monkeypatch.setattr(sys, "argv", ["command", *argv])
+        capsys.readouterr()
+        status = 0
+        try:
+            run_command(module.main)
+        except SystemExit as ended:
+            status = ended.code
+        return status, capsys.readouterr().err
+
+    return run
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.entities import Run
 
 from entrypoints import compare, extract
-from entrypoints.command import run as run_command
 from tests.end_to_end.conftest import ROOT, Workplace, artifacts, make_workplace
 
 DATA = ("--max_train_samples", "240", "--max_validation_samples", "60", "--max_probe_samples", "40",
@@ -68,24 +66,8 @@ def source(tmp_path_factory, checkpoints) -> Source:
 
 
 @pytest.fixture
-def command(source, monkeypatch, capsys):
-    """Run a command in this process; return (exit status, what stood on the error stream)."""
-
-    def run(*argv: str, of=compare) -> tuple[int, str]:
-        for name, value in source.workplace.environment.items():
-            if name.startswith(("MLFLOW_", "BERTDYN_CACHE")):
-                monkeypatch.setenv(name, value)
-        mlflow.set_tracking_uri(source.workplace.uri)
-        monkeypatch.setattr(sys, "argv", ["command", *argv])
-        capsys.readouterr()
-        status = 0
-        try:
-            run_command(of.main)
-        except SystemExit as ended:
-            status = ended.code
-        return status, capsys.readouterr().err
-
-    return run
+def command(source, run_here):
+    return lambda *argv, of=compare: run_here(source.workplace, of, *argv)
 
 
 def tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -75,24 +75,8 @@ def _one_thread(monkeypatch):
 
 
 @pytest.fixture
-def command(source, monkeypatch, capsys):
-    """Run the command in this process; return (exit status, what stood on the error stream)."""
-
-    def run(*argv: str) -> tuple[int, str]:
-        for name, value in source.workplace.environment.items():
-            if name.startswith(("MLFLOW_", "BERTDYN_CACHE")):
-                monkeypatch.setenv(name, value)
-        mlflow.set_tracking_uri(source.workplace.uri)
-        monkeypatch.setattr(sys, "argv", ["extract", *argv])
-        capsys.readouterr()
-        status = 0
-        try:
-            run_command(extract.main)
-        except SystemExit as ended:
-            status = ended.code
-        return status, capsys.readouterr().err
-
-    return run
+def command(source, run_here):
+    return lambda *argv: run_here(source.workplace, extract, *argv)
 
 
 @pytest.fixture(scope="module")
