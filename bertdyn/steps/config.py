@@ -244,7 +244,7 @@ class ProbeConfig:
         default=None,
         help="A compare run of the same extract run: correlate its measures with accuracy over layers and states.",
     )
-    num_train_epochs: int = HfArg(default=5, help="Of span probes and the mlp: passes over the rows, at most.")
+    num_train_epochs: int = HfArg(default=5, help="Of span probes: passes over the rows.")
     per_device_train_batch_size: int = HfArg(default=32, help="Of span probes: windows a step.")
     learning_rates: str = HfArg(
         default="0.0001,0.001,0.01", help="Of span probes: for each layer the one that is best on validation."
