@@ -114,7 +114,9 @@ def _of_all_layers(
     stacked: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers):
         for kind, array in features_of(source, layer, samples, seed).items():
-            stacked.setdefault(kind, np.empty((len(layers), *array.shape), dtype=np.float32))[number] = array
+            if kind not in stacked:
+                stacked[kind] = np.empty((len(layers), *array.shape), dtype=np.float32)
+            stacked[kind][number] = array
     return stacked
 
 
