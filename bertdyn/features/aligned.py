@@ -49,6 +49,8 @@ class AlignedRows:
     ----------
     examples
         The examples, in order.
+    numbers
+        [examples], the number of each in the store.
     kinds
         Which kinds of rows there are: of "content", "first", "mean".
 
@@ -68,13 +70,13 @@ class AlignedRows:
         chosen = np.flatnonzero(table["part"] == part)
         if "text_pair" in table:
             chosen = chosen[~table["text_pair"].iloc[chosen].duplicated()]
-        self._chosen = chosen[:max_examples]
-        if len(self._chosen) < 2:
+        self.numbers = chosen[:max_examples]
+        if len(self.numbers) < 2:
             parts = ", ".join(table["part"].unique())
             raise InputError(
-                f"{store.folder} has {len(self._chosen)} texts of the part {part!r}; its parts are {parts}"
+                f"{store.folder} has {len(self.numbers)} texts of the part {part!r}; its parts are {parts}"
             )
-        self.examples = table.iloc[self._chosen].reset_index(drop=True)
+        self.examples = table.iloc[self.numbers].reset_index(drop=True)
         shared = set.intersection(*(set(other.manifest.arrays) for other, _ in sources))
         self._by_token = "tokens" in shared
         self.kinds = ("content", "first", "mean") if self._by_token else tuple(sorted(shared & {"first", "mean"}))
@@ -139,7 +141,7 @@ class AlignedRows:
         texts = np.arange(start, end)
         single = np.arange(len(texts) + 1)
         if not self._by_token:
-            stored = self._chosen[start:end]
+            stored = self.numbers[start:end]
             return {
                 kind: Rows([array[stored].astype(np.float64) for array in of], single, texts)
                 for kind, of in arrays.items()

@@ -165,7 +165,7 @@ def save_training_state(
 ) -> None:
     """Write the optimiser's tensors by parameter name; progress, schedule and float16 scale in the metadata.
 
-    `with_weights` writes the model's parameters, too: for checkpoints that hold them rounded.
+    `with_weights` writes the model's parameters and buffers, too: where no checkpoint holds them exactly.
     """
     names = _names_in_order(model, optimizer)
     state = optimizer.state_dict()
@@ -176,7 +176,7 @@ def save_training_state(
         if isinstance(value, Tensor)
     }
     if with_weights:
-        tensors |= {f"{name}/{WEIGHT}": p.detach().contiguous() for name, p in model.named_parameters()}
+        tensors |= {f"{name}/{WEIGHT}": value.contiguous() for name, value in model.state_dict().items()}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
     schedule = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
     content = {
@@ -211,12 +211,13 @@ def load_training_state(
     metadata, state = _metadata(path), optimizer.state_dict()
     slots: dict[int, dict[str, Tensor]] = {}
     index_of = {name: index for index, name in enumerate(names)}
+    own = model.state_dict()
     for key, tensor in load_file(path).items():
         name, _, slot = key.rpartition("/")
-        if name not in index_of:
+        if name not in (own if slot == WEIGHT else index_of):
             raise InputError(f"{path} is the state of another model: it has a parameter {name!r}")
         if slot == WEIGHT:
-            model.get_parameter(name).data.copy_(tensor)
+            own[name].copy_(tensor)
         else:
             slots.setdefault(index_of[name], {})[slot] = tensor
     groups = [
