@@ -58,6 +58,8 @@ class Anatomy:
     """Width of one attention head."""
     pooler: list[nn.Module] = field(default_factory=list)
     """The modules between the last layer and the head, where the encoder itself has them."""
+    blocks: list[nn.Module] = field(default_factory=list)
+    """The module of each physical layer, where there is one: hidden states in, hidden states out."""
     stack: nn.Module | None = None
     """The one module that runs all layers, where there is one: hidden_states and attention_mask in,
     last_hidden_state out."""
@@ -148,6 +150,7 @@ def _bert(encoder: Any) -> Anatomy:
         depth=encoder.config.num_hidden_layers,
         head_size=_head_size(encoder.config),
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
+        blocks=list(encoder.encoder.layer),
         stack=encoder.encoder,
         last_attention_output=encoder.encoder.layer[-1].attention.output,
     )
@@ -181,6 +184,7 @@ def _distilbert(encoder: Any) -> Anatomy:
         ],
         depth=encoder.config.num_hidden_layers,
         head_size=_head_size(encoder.config),
+        blocks=list(encoder.transformer.layer),
         stack=encoder.transformer,
     )
 
@@ -212,6 +216,7 @@ def _albert(encoder: Any) -> Anatomy:
         depth=encoder.config.num_hidden_layers,
         head_size=_head_size(encoder.config),
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
+        blocks=[layer for group in encoder.encoder.albert_layer_groups for layer in group.albert_layers],
         stack=encoder.encoder,
     )
 

@@ -22,7 +22,7 @@ class Dictionaries(nn.Module):
     num_latents
         Of each dictionary.
     activation
-        One of `dictionary.ACTIVATIONS`.
+        One of `config.ACTIVATIONS`.
     k
         Latents a row (topk), or on average over a batch (batch_topk).
     """

@@ -17,14 +17,11 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("topk", "batch_topk", "relu")
-
-
 class Dictionary(NamedTuple):
     """One dictionary, float32, all tensors on one device."""
 
     activation: str
-    """One of `ACTIVATIONS`."""
+    """One of `config.ACTIVATIONS`."""
     k: int
     """Latents that are on in a row: topk exactly (fewer where less than k are positive), batch_topk on average in
     training; relu 0."""

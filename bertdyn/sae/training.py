@@ -5,6 +5,7 @@ find next to nothing here. It is a high learning rate on rows of unit length, a 
 end, latents that start at data points, and AuxK for latents that were off for a few batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -37,7 +38,7 @@ class Recipe:
     """How dictionaries are trained."""
 
     activation: str = "topk"
-    """One of `dictionary.ACTIVATIONS`."""
+    """One of `config.ACTIVATIONS`."""
     num_latents: int = 3072
     k: int = 32
     """Latents a row, of topk and batch_topk."""
@@ -91,7 +92,7 @@ def train_dictionaries(
     *,
     seed: int,
     state_file: Path | None = None,
-    label: str = "",
+    listeners: Sequence[Listener] = (),
 ) -> Progress:
     """Train all dictionaries in place.
 
@@ -102,13 +103,9 @@ def train_dictionaries(
     state_file
         Written at the end of every epoch; a training that finds it goes on from there, bit for bit as if it had not
         been interrupted.
-    label
-        In front of the progress bar.
-
-    Returns
-    -------
-    progress
-        Its last metrics are `train/fvu` (mean over dictionaries and the last epoch) and `train/dead_share`.
+    listeners
+        Called after ours, which give every epoch the metrics `train/fvu` (mean over its steps and all dictionaries)
+        and `train/dead_share`.
 
     Raises
     ------
@@ -128,14 +125,14 @@ def train_dictionaries(
         load_training_state(state_file, model, optimizer, scheduler)
         progress = load_progress(state_file)
     course = _Course(model, rows, recipe)
-    listeners: list[Listener] = [course, ProgressBar(len(batches), recipe.num_epochs, shown=())]
+    around: list[Listener] = [course, ProgressBar(len(batches), recipe.num_epochs, shown=("train/fvu",)), *listeners]
     if state_file:
 
         def save(progress: Progress) -> None:
             with replacing(state_file) as temporary:
                 save_training_state(temporary, model, optimizer, scheduler, progress, with_weights=True)
 
-        listeners.append(AtEpochEnd(save))
+        around.append(AtEpochEnd(save))
     return train(
         accelerator,
         model,
@@ -145,7 +142,7 @@ def train_dictionaries(
         scheduler,
         num_epochs=recipe.num_epochs,
         seed=seed,
-        listeners=listeners,
+        listeners=around,
         progress=progress,
     )
 

@@ -79,7 +79,7 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
     texts = texts_of(
         data, tokens, choices(config.parts, "parts"), {part: config.max_samples(part) for part in data.parts}
     )
-    model = _load(config, states[0], data)
+    model = load_state(config, states[0], data)
     check_tokenizer(tokenizer, model)
     manifest = make_manifest(
         model,
@@ -104,7 +104,7 @@ def extract(config: ExtractConfig, tracker: Tracker) -> ExtractResult:
         if state.name in store.states:
             continue
         if state is not states[0]:
-            model = _load(config, state, data)
+            model = load_state(config, state, data)
         fingerprint = weights_fingerprint(model)
         if state.checkpoint in [info.folder for info in store.manifest.states]:  # `last`, where that is `best`
             if accelerator.is_main_process:
@@ -148,7 +148,7 @@ def _states(config: ExtractConfig) -> list[State]:
     return [State("model", "model", resolve_model(config.model_name_or_path))]
 
 
-def _load(config: ExtractConfig, state: State, data: TextData) -> PreTrainedModel:
+def load_state(config: ExtractConfig, state: State, data: TextData) -> PreTrainedModel:
     """With its head where it is a run's, an encoder alone otherwise; computing no padding where it can."""
     torch.manual_seed(0)  # what a checkpoint lacks, a pooler that nothing reads, is drawn alike every time
     if config.source_run_id:

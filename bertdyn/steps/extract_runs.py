@@ -57,6 +57,17 @@ def open_extract_run(run_id: str, states: str, *, flag: str = "source_run_id") -
     return ExtractRun(run_id, label_of(config), config, store, chosen)
 
 
+def in_training_order(run: ExtractRun) -> list[str]:
+    """The states of a run, if they stand in the order of training; each checkpoint once. Empty if they do not."""
+    folders = {info.name: info.folder for info in run.store.manifest.states}
+    states = list({folders[state]: state for state in reversed(run.states)}.values())[::-1]
+    for kind in ("epoch", "step"):
+        of_kind = [folders[state] for state in states if folders[state].startswith(f"{kind}_")]
+        if of_kind != sorted(of_kind):  # their numbers have leading zeros
+            return []
+    return states
+
+
 class RunTexts(NamedTuple):
     """What an extract run was made from, read again."""
 

@@ -27,7 +27,7 @@ from bertdyn.probing.linear import save_probes
 from bertdyn.probing.targets import Target, make_targets
 from bertdyn.probing.text_baselines import majority_scores, tfidf_predictions
 from bertdyn.steps.config import PROBES, ProbeConfig, choices, numbers
-from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, load_run_texts, open_extract_run
+from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, in_training_order, load_run_texts, open_extract_run
 from bertdyn.steps.preparation import make_accelerator
 from bertdyn.steps.probe_cells import Cell, Sample, Source, Task, fits_target, judge, sample_of
 from bertdyn.steps.probe_report import file_name, write_report
@@ -176,17 +176,6 @@ def _check_probes(names: Sequence[str], tasks: Sequence[Task]) -> None:
                 f"--probes {','.join(names)!r}: none is for {what}, as the target {task.target.name!r} has; "
                 f"accepted: {', '.join(accepted)}"
             )
-
-
-def in_training_order(run: ExtractRun) -> list[str]:
-    """The states of a run, if they stand in the order of training; each checkpoint once. Empty if they do not."""
-    folders = {info.name: info.folder for info in run.store.manifest.states}
-    states = list({folders[state]: state for state in reversed(run.states)}.values())[::-1]
-    for kind in ("epoch", "step"):
-        of_kind = [folders[state] for state in states if folders[state].startswith(f"{kind}_")]
-        if of_kind != sorted(of_kind):  # their numbers have leading zeros
-            return []
-    return states
 
 
 def _strata(target: Target, num_folds: int) -> np.ndarray:

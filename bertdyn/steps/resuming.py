@@ -7,7 +7,7 @@ from typing import TypeVar
 from accelerate import Accelerator
 
 from bertdyn.errors import InputError
-from bertdyn.steps.config import ExtractConfig, FineTuneConfig
+from bertdyn.steps.config import ExtractConfig, FineTuneConfig, SaeConfig
 from bertdyn.tracking.locations import check_unfinished, load_run_config
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (
@@ -17,7 +17,7 @@ from bertdyn.training.checkpoints import (
 )
 from bertdyn.training.loop import Progress
 
-Config = TypeVar("Config", FineTuneConfig, ExtractConfig)
+Config = TypeVar("Config", FineTuneConfig, ExtractConfig, SaeConfig)
 
 
 def resumed_config(config: Config, given: set[str]) -> Config:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig
+from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, SaeConfig
 from entrypoints.main import MainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +20,7 @@ CONFIGS = {
     "extract": ExtractConfig,
     "compare": CompareConfig,
     "probe": ProbeConfig,
+    "sae": SaeConfig,
 }
 
 

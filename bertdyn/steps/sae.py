@@ -1,0 +1,319 @@
+"""Sparse autoencoders: an extract run in; dictionaries, what became of their latents, and pages to read, out.
+
+    store → dictionaries, many at once (sae_training) → measures beside baselines (sae_measures)
+          → latents and fates (sae_latents) → pages (sae_pages) → tables, figures, report (sae_report)
+
+Everything is measured and shown on a part that trained neither the encoder nor a dictionary.
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bertdyn.errors import InputError
+from bertdyn.features.store import FeatureStore
+from bertdyn.features.texts import texts_of
+from bertdyn.files import replacing
+from bertdyn.sae.config import COMPARISONS
+from bertdyn.sae.dictionary import Dictionary
+from bertdyn.sae.export import save_dictionary
+from bertdyn.steps.config import SaeConfig, choices
+from bertdyn.steps.extract import load_state
+from bertdyn.steps.extract_runs import (
+    ExtractRun,
+    RunTexts,
+    chosen_layers,
+    in_training_order,
+    load_run_texts,
+    open_extract_run,
+)
+from bertdyn.steps.preparation import make_accelerator
+from bertdyn.steps.random_twin import RANDOM_INIT, random_twin
+from bertdyn.steps.sae_latents import codes_of, latent_tables
+from bertdyn.steps.sae_measures import Baselines, error_table, fidelity_table, sparse_probe_table
+from bertdyn.steps.sae_pages import OneSide, PageWords, Reader, make_page
+from bertdyn.steps.sae_report import Studied, write_report
+from bertdyn.steps.sae_rows import PartRows, part_rows
+from bertdyn.steps.sae_training import TRAINING, Name, Stores, train_all
+from bertdyn.steps.sources import find_states
+from bertdyn.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+UNTRAINED_HEAD = "epoch_000"
+"""The checkpoint of a fine-tune run whose head is random."""
+
+
+class SaeResult(NamedTuple):
+    """What was found."""
+
+    metrics: pd.DataFrame
+    """One row a dictionary or baseline, and kind of rows."""
+    features: pd.DataFrame
+    """One row a latent of each dictionary and state."""
+    summary: str
+    """The run's report, Markdown."""
+
+
+def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> SaeResult:
+    """Train and study sparse dictionaries of the layers and states of an extract run.
+
+    Parameters
+    ----------
+    run
+        From `open_extract_run`, where that was called before.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with the run, its features or the options.
+    """
+    run = run or open_extract_run(str(config.source_run_id), config.states)
+    accelerator = make_accelerator(config.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise InputError(
+            f"{accelerator.num_processes} processes: dictionaries are trained side by side in one; start it without "
+            "accelerate launch"
+        )
+    states = _ordered_states(config, run)
+    config = dataclasses.replace(config, comparisons=",".join(_comparisons(config, states)))
+    tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
+    kinds = [config.rows, *(["first"] if config.rows == "content" else [])]
+    array = {"content": "tokens", "first": "first", "mean": "mean"}[config.rows]
+    array = array if array in run.store.manifest.arrays else "tokens"
+    there = run.store.layers(array) if array in run.store.manifest.arrays else []
+    layers = chosen_layers(config.layers, there) if there else []
+    measured = {kind: part_rows(run.store, states, layers, kind, [config.part], config.max_examples) for kind in kinds}
+    twin = _twin(config, run, layers) if config.random_init else None
+    dictionaries = train_all(config, tracker, accelerator, Stores(run.store, twin, states), layers)
+    _save(tracker, run, dictionaries, config)
+    return _study(config, tracker, run, states, layers, measured, twin, dictionaries)
+
+
+def _ordered_states(config: SaeConfig, run: ExtractRun) -> list[str]:
+    states = in_training_order(run)
+    if not states:
+        raise InputError(f"--states {config.states!r}: give them in the order of training, each checkpoint once")
+    return states
+
+
+def _comparisons(config: SaeConfig, states: Sequence[str]) -> list[str]:
+    several = len(states) > 1
+    wanted = choices(config.comparisons, "comparisons") if config.comparisons else None
+    if wanted is None:
+        return list(COMPARISONS) if several else ["independent"]
+    if wanted != ["independent"] and not several:
+        raise InputError(
+            f"--comparisons {config.comparisons!r}: there is one state, {states[0]!r}; accepted is independent, or an "
+            "extract run of several states"
+        )
+    return wanted
+
+
+def _twin(config: SaeConfig, run: ExtractRun, layers: Sequence[int]) -> FeatureStore:
+    kind = "tokens" if "tokens" in run.store.manifest.arrays else config.rows
+    wanted = {*choices(config.train_parts, "train_parts"), config.part}
+    parts = [part for part in run.store.examples()["part"].unique() if part in wanted]
+    return random_twin(run, parts=parts, rows=[kind], layers=layers, seed=config.seed_list()[0])
+
+
+def _save(tracker: Tracker, run: ExtractRun, dictionaries: Mapping[Name, Dictionary], config: SaeConfig) -> None:
+    for name, dictionary in dictionaries.items():
+        metadata = name._asdict() | {"rows": config.rows, "extract_run_id": run.run_id, "model": run.label}
+        save_dictionary(tracker.folder / name.folder(), dictionary, metadata)
+    tracker.publish("dictionaries")
+    shutil.rmtree(tracker.folder / TRAINING, ignore_errors=True)
+
+
+def _study(
+    config: SaeConfig,
+    tracker: Tracker,
+    run: ExtractRun,
+    states: Sequence[str],
+    layers: Sequence[int],
+    measured: Mapping[str, PartRows],
+    twin: FeatureStore | None,
+    dictionaries: Mapping[Name, Dictionary],
+) -> SaeResult:
+    parts, kind = choices(config.train_parts, "train_parts"), config.rows
+    seed, main = config.seed_list()[0], config.sparsities()[0]
+    train = part_rows(run.store, states, layers, kind, parts)
+    rows = {of: dict.fromkeys(states, part) for of, part in measured.items()}
+    trained = dict.fromkeys(states, train)
+    if twin is not None:
+        for of in rows:
+            rows[of][RANDOM_INIT] = part_rows(twin, [RANDOM_INIT], layers, of, [config.part], config.max_examples)
+        trained[RANDOM_INIT] = part_rows(twin, [RANDOM_INIT], layers, kind, parts)
+    examples = measured[kind].examples
+    columns = [name for name in ("example_id", "text", "text_pair", "label") if name in examples]
+    dataset, digest = run.config.dataset, run.store.manifest.fingerprints["data"][:8]
+    tracker.log_dataset(examples[columns], f"{dataset}-{config.part}", dataset, digest, config.part, "label")
+    label_names = run.store.manifest.label_names if run.config.task == "classification" else []
+    baselines = Baselines(trained, seed)
+    errors = error_table(dictionaries, rows, baselines, states[0], main)
+    of_main = {name: made for name, made in dictionaries.items() if name.sparsity == main}
+    probes = sparse_probe_table(of_main, rows[kind], baselines, states[0], seed) if label_names else pd.DataFrame()
+    latents = latent_tables(of_main, rows[kind], states, layers, len(label_names))
+    readable, left_out = _readable_states(config, run, states)
+    texts = load_run_texts(run) if readable else None
+    fidelity = pd.DataFrame()
+    if config.fidelity and texts is not None and kind != "mean":
+        by_kind = {of: part_rows(run.store, states, layers, of, parts) for of in ("content", "first")}
+        fidelity = fidelity_table(of_main, run, texts, readable, examples, config.part, baselines, by_kind, seed)
+    if len(states) > 1 and len(config.seed_list()) == 1 and "independent" in str(config.comparisons):
+        left_out.append("what became of independent dictionaries' latents: their floor is a second seed (--seeds 0,1).")
+    found = Studied(
+        label=run.label,
+        rows=kind,
+        part=config.part,
+        states=states,
+        layers=layers,
+        seeds=config.seed_list(),
+        sparsity=main,
+        errors=errors,
+        probes=probes,
+        fidelity=fidelity,
+        latents=latents,
+        examples=pd.DataFrame(),
+        pages=[],
+        left_out=left_out,
+    )
+    if measured[kind].by_token and kind != "mean":
+        examples_shown, pages = _pages(config, tracker, run, found, of_main, measured[kind], texts, readable)
+        found = found._replace(examples=examples_shown, pages=pages)
+    return SaeResult(errors, latents.features, write_report(tracker, found))
+
+
+def _readable_states(config: SaeConfig, run: ExtractRun, states: Sequence[str]) -> tuple[list[str], list[str]]:
+    """States whose classifier can be asked, and why others cannot."""
+    if run.config.task != "classification" or not run.config.source_run_id or not run.store.manifest.num_classes:
+        return [], ["what a classifier loses: the features are not those of a fine-tuned classifier."]
+    folders = {info.name: info.folder for info in run.store.manifest.states}
+    trained = [state for state in states if folders[state] != UNTRAINED_HEAD]
+    return trained, [
+        f"what the classifier of {state} loses: its head is random." for state in states if state not in trained
+    ]
+
+
+def _pages(
+    config: SaeConfig,
+    tracker: Tracker,
+    run: ExtractRun,
+    found: Studied,
+    dictionaries: Mapping[Name, Dictionary],
+    rows: PartRows,
+    texts: RunTexts | None,
+    readable: Sequence[str],
+) -> tuple[pd.DataFrame, list[str]]:
+    """One page a comparison and layer, of the first seed: first state | last state."""
+    seed, ends = found.seeds[0], (found.states[0], found.states[-1])
+    readers = {state: _reader(config, run, texts, state, rows) for state in ends if state in readable and texts}
+    names, tables = [], []
+    label_names = run.store.manifest.label_names if run.config.task == "classification" else []
+    for comparison in choices(str(config.comparisons), "comparisons"):
+        for layer in found.layers:
+            sides = []
+            for state in ends:
+                name = Name(comparison, state, layer, seed, found.sparsity)
+                key = {k: v for k, v in name._asdict().items() if k != "sparsity"}
+                codes = codes_of(name, dictionaries[name], rows, ends[0])
+                of, labels = (_of(table, key) for table in (found.latents.features, found.latents.labels))
+                sides.append(OneSide(name, dictionaries[name], rows, codes, of, labels, readers.get(state)))
+            fates = found.latents.fates
+            if len(fates):
+                fates = _of(fates, {"comparison": comparison, "layer": layer, "seed": seed, "state": ends[1]})
+            words = _page_words(config, tracker, found, comparison, layer, ends)
+            html, examples = make_page(sides[0], sides[1], fates, label_names, words, config.page_latents)
+            path = f"pages/{comparison}_layer_{layer:02d}.html"
+            with replacing(tracker.folder / path) as temporary:
+                temporary.write_text(html, encoding="utf-8")
+            tracker.publish(path)
+            names.append(path)
+            tables.append(examples)
+    return pd.concat(tables, ignore_index=True), names
+
+
+def _of(table: pd.DataFrame, key: Mapping[str, object]) -> pd.DataFrame:
+    if table.empty:
+        return table
+    chosen = np.logical_and.reduce([table[name] == value for name, value in key.items()])
+    return table[chosen].reset_index(drop=True)
+
+
+def _reader(config: SaeConfig, run: ExtractRun, texts: RunTexts, state: str, rows: PartRows) -> Reader:
+    chosen = texts_of(texts.data, texts.tokens, [config.part], {config.part: run.config.max_samples(config.part)})
+    at = pd.Series(np.arange(len(chosen.examples)), index=chosen.examples["example_id"])
+    sequences = chosen.sequences.select(at[rows.examples["example_id"]].to_numpy())
+    location = find_states(str(run.config.source_run_id), state)[0]
+    return Reader(load_state(run.config, location, texts.data).eval(), texts.tokenizer, sequences, config.rows)
+
+
+WHAT = {
+    "shared": "one dictionary for the rows of both states: the same latent left and right",
+    "stagewise": "a dictionary trained on the first state and continued on the later ones: a latent keeps its number",
+    "independent": "a dictionary for each state, latents matched by the angle of their directions",
+}
+FLOOR = {
+    "shared": "Two halves of the texts of one state differ, too",
+    "stagewise": "Latents turn as well when a dictionary is continued as long on the first state again",
+    "independent": "Two seeds of one state do not find the same latents, either",
+}
+
+
+PAGE_METRICS = {
+    "FVU, standardised": ("fvu_standardized", "share of variance not explained, all dimensions alike"),
+    "FVU": ("fvu", "the same, of rows as they are"),
+    "L0": ("l0", "latents that are on in a row, mean"),
+    "dead": ("dead_share", "share of latents that are on nowhere here"),
+    "dense": ("dense_share", "share of latents that are on in more than a tenth of the rows"),
+}
+
+
+def _page_words(
+    config: SaeConfig, tracker: Tracker, found: Studied, comparison: str, layer: int, ends: tuple[str, str]
+) -> PageWords:
+    errors = _of(
+        found.errors,
+        {
+            "comparison": comparison,
+            "layer": layer,
+            "seed": found.seeds[0],
+            "sparsity": found.sparsity,
+            "rows": found.rows,
+        },
+    ).set_index("state")
+    caveats = [
+        "Strongest examples flatter a latent: most of what it is on for is in the quarters below.",
+        "A latent is what one dictionary needed to reconstruct rows; another seed may cut them up differently.",
+    ]
+    shares = found.latents.shares
+    if len(shares):
+        of = _of(shares, {"comparison": comparison, "layer": layer, "state": ends[1]})
+        words = ", ".join(
+            f"{row.fate} {row.share:.1%} (floor {row.floor:.1%})"
+            for row in of.itertuples()
+            if row.side != "after" or row.fate == "born"
+        )
+        if words:
+            caveats.insert(0, f"{FLOOR[comparison]}. In this layer: {words}.")
+    return PageWords(
+        title=f"Layer {layer} of {found.label}: {ends[0]} and {ends[1]}",
+        summary=[f"Features of layer {layer}: {WHAT[comparison]}. Texts are of the part {found.part}."],
+        facts={
+            "run": str(tracker.run_id),
+            "comparison": comparison,
+            "layer": str(layer),
+            "rows": found.rows,
+            "dictionary": f"{config.activation}, {errors['num_latents'].iloc[0]:,} latents, seed {found.seeds[0]}",
+        },
+        metrics={
+            (name, meaning): [float(errors.loc[state, column]) for state in ends]
+            for name, (column, meaning) in PAGE_METRICS.items()
+        },
+        caveats=caveats,
+    )
