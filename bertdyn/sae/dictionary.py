@@ -17,6 +17,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+
 class Dictionary(NamedTuple):
     """One dictionary, float32, all tensors on one device."""
 

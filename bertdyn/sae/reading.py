@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,9 +77,10 @@ def read_text(
     if max_length is not None and not 0 < max_length <= longest:
         raise InputError(f"max_length {max_length}: the model takes from 1 to {longest} tokens")
     encoded = tokenizer(texts, truncation=True, max_length=max_length or longest, verbose=False)
-    inputs = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names}
+    names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
+    inputs: dict[str, Any] = {name: encoded[name] for name in names}
     lengths = [len(ids) for ids in inputs["input_ids"]]
-    dataset = Dataset.from_dict({"index": list(range(len(texts))), **inputs, "length": lengths})
+    dataset = Dataset.from_dict({"index": list(range(len(texts))), "length": lengths} | inputs)
     frame = pd.DataFrame({"example_id": range(len(texts)), "text": texts})
     tokens = token_table(frame, dataset, tokenizer).rename(columns={"example_id": "text"})
     tokens = tokens.astype({"text": np.int64, "token": "str"})
@@ -86,7 +88,7 @@ def read_text(
     tokens = add_words(tokens, "text", by_number)[COLUMNS]
     on = []
     first_row = 0
-    for rows in _hidden_states(model, Collator(tokenizer), dataset.select_columns(list(inputs)), layer):
+    for rows in _hidden_states(model, Collator(tokenizer), dataset.select_columns(names), layer):
         codes = encode(dictionary, rows.to(dictionary.encoder.device))
         if latents is not None:
             codes = _only(codes, list(latents))

@@ -5,6 +5,7 @@ find next to nothing here. It is a high learning rate on rows of unit length, a 
 end, latents that start at data points, and AuxK for latents that were off for a few batches.
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from bertdyn.training.progress_bar import ProgressBar
 
 STEPS_BETWEEN_LOOKS = 10
 """After so many steps the dead latents are counted anew, which synchronises."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of malloc.h."""
 CALIBRATION_ROWS = 2**15
 """From which the threshold of batch_topk is found."""
 
@@ -121,6 +124,8 @@ def train_dictionaries(
     )
     progress = None
     model.to(accelerator.device)
+    if accelerator.device.type == "cpu":
+        _keep_freed_memory()
     if state_file and state_file.exists():
         load_training_state(state_file, model, optimizer, scheduler)
         progress = load_progress(state_file)
@@ -145,6 +150,19 @@ def train_dictionaries(
         listeners=around,
         progress=progress,
     )
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep the memory that a step frees, for the next step.
+
+    By default glibc gives every block over 32 MB back at once, and the system zeroes its pages again a moment later:
+    nearly half the time of a step of many dictionaries, whose gradients and activations are such blocks. Other C
+    libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class _Course(Listener):

@@ -92,7 +92,9 @@ def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> S
     twin = _twin(config, run, layers) if config.random_init else None
     dictionaries = train_all(config, tracker, accelerator, Stores(run.store, twin, states), layers)
     _save(tracker, run, dictionaries, config)
-    return _study(config, tracker, run, states, layers, measured, twin, dictionaries)
+    result = _study(config, tracker, run, states, layers, measured, twin, dictionaries)
+    shutil.rmtree(tracker.folder / TRAINING)  # until here a resumed run needs no training again
+    return result
 
 
 def _ordered_states(config: SaeConfig, run: ExtractRun) -> list[str]:
@@ -127,7 +129,6 @@ def _save(tracker: Tracker, run: ExtractRun, dictionaries: Mapping[Name, Diction
         metadata = name._asdict() | {"rows": config.rows, "extract_run_id": run.run_id, "model": run.label}
         save_dictionary(tracker.folder / name.folder(), dictionary, metadata)
     tracker.publish("dictionaries")
-    shutil.rmtree(tracker.folder / TRAINING, ignore_errors=True)
 
 
 def _study(
@@ -164,7 +165,9 @@ def _study(
     fidelity = pd.DataFrame()
     if config.fidelity and texts is not None and kind != "mean":
         by_kind = {of: part_rows(run.store, states, layers, of, parts) for of in ("content", "first")}
-        fidelity = fidelity_table(of_main, run, texts, readable, examples, config.part, baselines, by_kind, seed)
+        # All seeds of one comparison show how much seeds matter.
+        spliced = {of: made for of, made in of_main.items() if of.comparison == "independent" or of.seed == seed}
+        fidelity = fidelity_table(spliced, run, texts, readable, examples, config.part, baselines, by_kind, seed)
     if len(states) > 1 and len(config.seed_list()) == 1 and "independent" in str(config.comparisons):
         left_out.append("what became of independent dictionaries' latents: their floor is a second seed (--seeds 0,1).")
     found = Studied(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -18,7 +19,7 @@ from bertdyn.sae.baselines import pca_basis, random_dictionary
 from bertdyn.sae.dictionary import Dictionary, sparse_codes
 from bertdyn.sae.fidelity import Means, special_ids_of, splice_fidelity
 from bertdyn.sae.metrics import Basis, Reconstruct, basis_of, measure
-from bertdyn.sae.sparse_probing import sparse_probes, text_means
+from bertdyn.sae.sparse_probing import Features, sparse_probes, text_means
 from bertdyn.steps.extract import load_state
 from bertdyn.steps.extract_runs import ExtractRun, RunTexts
 from bertdyn.steps.random_twin import RANDOM_INIT
@@ -65,9 +66,12 @@ class Baselines:
             seed=self.seed,
         )
 
-    def means(self, layer: int, state: str, special: Mapping[str, PartRows]) -> Means:
+    def means(self, layer: int, state: str, by_kind: Mapping[str, PartRows]) -> Means:
         """Mean rows by kind of token."""
-        found = [torch.cat(list(special[kind].blocks(state, layer))).mean(dim=0) for kind in ("content", "first")]
+        found = []
+        for rows in (by_kind["content"], by_kind["first"]):
+            total = sum(block.double().sum(dim=0) for block in rows.blocks(state, layer))
+            found.append((total / len(rows.numbers)).float())
         return Means(*found)
 
     def _blocks(self, state: str, layer: int) -> Iterator[Tensor]:
@@ -164,8 +168,7 @@ def sparse_probe_table(
     majority = np.bincount(labels).max() / len(labels)
     found: list[dict[str, Any]] = []
 
-    def add(name: Name, basis: str, codes: Any, of: PartRows) -> None:
-        features = text_means(codes, of.text, len(labels))
+    def add(name: Name, basis: str, features: Features) -> None:
         for probe in sparse_probes(features, labels, folds, SPARSE):
             low, high = bootstrap_ratio(probe.correct[:, None].astype(float), np.ones(len(labels)), seed=seed)
             found.append(
@@ -186,13 +189,26 @@ def sparse_probe_table(
             continue
         of = rows[state]
         basis = RANDOM_INIT if name.comparison == RANDOM_INIT else "dictionary"
-        add(name, basis, sparse_codes(dictionary, of.blocks(state, name.layer)), of)
+        codes = sparse_codes(dictionary, of.blocks(state, name.layer))
+        add(name, basis, text_means(codes, of.text, len(labels)))
         if name.comparison == "independent" and name.seed == seed:
-            raw = torch.cat(list(of.blocks(state, name.layer)))
-            add(name._replace(comparison="dimensions"), "dimensions", raw.double().numpy(), of)
+            # Both are linear: the mean of a text's rows first, the rest after it.
+            raw = _row_means(of, state, name.layer)
+            add(name._replace(comparison="dimensions"), "dimensions", raw)
             pca = baselines.pca(state, name.layer, len(dictionary.scale), dictionary.scale)
-            add(name._replace(comparison="pca"), "pca", pca.encode(raw).double().numpy(), of)
+            add(name._replace(comparison="pca"), "pca", pca.encode(torch.from_numpy(raw)).numpy())
     return pd.DataFrame(found)
+
+
+def _row_means(rows: PartRows, state: str, layer: int) -> np.ndarray:
+    """[texts, width], float64: mean of the rows of each text; 0 for a text without rows."""
+    texts, start, total = len(rows.examples), 0, 0.0
+    for block in rows.blocks(state, layer):
+        of_text = rows.text[start : start + len(block)]
+        member = scipy.sparse.csr_array((np.ones(len(block)), (of_text, np.arange(len(block)))), (texts, len(block)))
+        total = total + member @ block.double().numpy()
+        start += len(block)
+    return total / np.maximum(np.bincount(rows.text, minlength=texts), 1)[:, None]
 
 
 def fidelity_table(
