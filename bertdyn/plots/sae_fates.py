@@ -117,7 +117,7 @@ def plot_cosines(fates: pd.DataFrame, title: str) -> Figure:
         of_comparison = fates.loc[fates["comparison"] == comparison, ["cosine", "floor_cosine"]]
         axes.set_xlim(of_comparison.quantile(0.005).min() - 0.01, 1.01)  # one scale a comparison
         axes.set_ylim(0, 1.01)
-        tidy(axes, f"{COMPARISONS[comparison]}\nlayer {layer}", "cosine with itself", "share below")
+        tidy(axes, f"{COMPARISONS[comparison]}\nlayer {layer}", "cosine with its match", "share below")
     legend_below(figure, list(map(state_name, states)), columns=5, note="\n".join(_floors(comparisons)))
     return figure
 

@@ -38,9 +38,9 @@ FATES = ("born", "kept", "rotated", "died", "unstable")
 """unstable: no claim is possible, since the same happens without fine-tuning."""
 MIN_DENSITY = 5e-4
 """Alive from here on: 9 rows of 17,000, a twentieth of the mean density of 3072 latents of which 32 are on."""
-KEPT = 0.8
-"""Cosine from which two latents of independent dictionaries are the same: an angle below 37 degrees, most of each
-(0.8² = 64 %) in the other."""
+KEPT = 0.7
+"""Cosine from which two latents of independent dictionaries are the same: an angle below 45 degrees, half of each
+(0.7² = 49 %) in the other. Where Paulo & Belrose 2025 (arXiv 2501.16615) call a latent shared between seeds."""
 DIED = 0.5
 """Cosine below which nothing is left of a latent: above 60 degrees, at most a quarter in the nearest there is. Chance
 is well below: of 3072 random directions in 384 dimensions the nearest has 0.2."""
@@ -242,7 +242,8 @@ def stagewise_fates(
     Latent j stays latent j. What continued training does of itself, the control does too. Died: alive before, not
     after, but in the control; born: alive after, neither before nor in the control; what appears or vanishes in both
     is unstable. Rotated: alive before and after, with cosine(before, after) below the `ROTATED_QUANTILE` of the cosines
-    of the control, `floor_cosine`. The fates of the floor are the same with control and later state exchanged, so of
+    of the control, `floor_cosine`: beyond what training does of itself, which may be little (read `cosine` beside it).
+    The fates of the floor are the same with control and later state exchanged, so of
     the latents that the control kept alive that share is rotated.
 
     Parameters

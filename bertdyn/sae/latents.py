@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.sparse
 
 from bertdyn.errors import InputError
+from bertdyn.sae.sparse_probing import text_means
 
 RANKINGS = {"density": "density", "variance": "variance", "selectivity": "auc", "change": "change"}
 """Name of a ranking → the column that it sorts by, largest first."""
@@ -60,7 +61,7 @@ def latent_statistics(
     texts, of_text = np.unique(examples, return_inverse=True)
     by_row = codes.astype(np.float64).tocsc()
     by_row.eliminate_zeros()
-    by_text = text_means(by_row, of_text)
+    by_text = scipy.sparse.csc_array(text_means(by_row.tocsr(), of_text, len(texts)))
     by_text.eliminate_zeros()
     by_label = _label_statistics(by_text, labels[texts], num_classes)
     counts, latent = np.diff(by_row.indptr), _columns(by_row)
@@ -76,24 +77,6 @@ def latent_statistics(
         }
     )
     return LatentStatistics(table.assign(**_spoken_for(by_label, counts > 0, num_classes)), by_label)
-
-
-def text_means(codes: scipy.sparse.sparray, of_text: np.ndarray) -> scipy.sparse.csc_array:
-    """Mean activation of every text, [texts, latents].
-
-    Parameters
-    ----------
-    codes
-        [rows, latents]
-    of_text
-        [rows]: number of the text of each row; every number from 0 on occurs.
-    """
-    sizes = np.bincount(of_text)
-    shape = (len(sizes), len(of_text))
-    member = scipy.sparse.csr_array((np.ones(len(of_text)), (of_text, np.arange(len(of_text)))), shape=shape)
-    means = scipy.sparse.csc_array(member @ codes)
-    means.data /= sizes[means.indices]  # divided last, so that 2 of 6 tokens and 1 of 3 are the same mean
-    return means
 
 
 def auc_by_class(values: scipy.sparse.csc_array, labels: np.ndarray, num_classes: int) -> np.ndarray:

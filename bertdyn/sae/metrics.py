@@ -5,6 +5,7 @@ dictionary. So all stand in one table under the same measures.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ DENSE = 0.1
 """A latent that is on in a larger share of the rows is dense."""
 
 
-class Basis(NamedTuple):
+@dataclass(frozen=True)
+class Basis:
     """A way to code rows and to get them back."""
 
     encode: Callable[[Tensor], Tensor]

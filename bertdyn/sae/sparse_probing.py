@@ -43,9 +43,13 @@ def text_means(codes: Features, texts: np.ndarray, num_texts: int) -> Features:
     texts
         [rows]: number of the text of each row.
     """
-    counts = np.bincount(texts, minlength=num_texts)
-    weights = scipy.sparse.csr_array((1 / counts[texts], (texts, np.arange(len(texts)))), shape=(num_texts, len(texts)))
-    return weights @ codes.astype(np.float64)
+    counts = np.maximum(np.bincount(texts, minlength=num_texts), 1)
+    member = scipy.sparse.csr_array((np.ones(len(texts)), (texts, np.arange(len(texts)))), (num_texts, len(texts)))
+    sums = member @ codes.astype(np.float64)
+    if not scipy.sparse.issparse(sums):
+        return sums / counts[:, None]
+    sums.data /= np.repeat(counts, np.diff(sums.indptr))  # divided last: 2 of 6 rows and 1 of 3 are the same mean
+    return sums
 
 
 def sparse_probes(

@@ -70,8 +70,8 @@ class Baselines:
         """Mean rows by kind of token."""
         found = []
         for rows in (by_kind["content"], by_kind["first"]):
-            total = sum(block.double().sum(dim=0) for block in rows.blocks(state, layer))
-            found.append((total / len(rows.numbers)).float())
+            sums = [block.double().sum(dim=0) for block in rows.blocks(state, layer)]
+            found.append((torch.stack(sums).sum(dim=0) / len(rows.numbers)).float())
         return Means(*found)
 
     def _blocks(self, state: str, layer: int) -> Iterator[Tensor]:
@@ -202,7 +202,8 @@ def sparse_probe_table(
 
 def _row_means(rows: PartRows, state: str, layer: int) -> np.ndarray:
     """[texts, width], float64: mean of the rows of each text; 0 for a text without rows."""
-    texts, start, total = len(rows.examples), 0, 0.0
+    texts, start = len(rows.examples), 0
+    total: np.ndarray = np.zeros(())
     for block in rows.blocks(state, layer):
         of_text = rows.text[start : start + len(block)]
         member = scipy.sparse.csr_array((np.ones(len(block)), (of_text, np.arange(len(block)))), (texts, len(block)))
