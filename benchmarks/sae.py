@@ -11,7 +11,8 @@ asking for its first batch to the end of its last step, without evaluations. Eac
     saelens               `SAETrainer.fit` with a `TopKTrainingSAE`
     sparsify              `Trainer.fit` on a model that looks rows up, PyTorch's decoder (its Triton kernels need a GPU)
     dictionary_learning   `trainSAE` with a `TopKTrainer`. Version 0.1.0, the last on PyPI; what is newer is in git only
-    bertdyn               `train_dictionaries` with one dictionary; it alone standardises inside its steps
+    bertdyn               `train_dictionaries` with one dictionary; it alone standardises inside its steps, and
+                          has malloc keep freed memory
 
 Two tables:
 

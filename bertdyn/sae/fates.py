@@ -243,8 +243,8 @@ def stagewise_fates(
     after, but in the control; born: alive after, neither before nor in the control; what appears or vanishes in both
     is unstable. Rotated: alive before and after, with cosine(before, after) below the `ROTATED_QUANTILE` of the cosines
     of the control, `floor_cosine`: beyond what training does of itself, which may be little (read `cosine` beside it).
-    The fates of the floor are the same with control and later state exchanged, so of
-    the latents that the control kept alive that share is rotated.
+    The fates of the floor are the same with control and later state exchanged, so that share of the latents that the
+    control kept alive is rotated.
 
     Parameters
     ----------

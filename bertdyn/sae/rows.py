@@ -16,6 +16,9 @@ from bertdyn.errors import InputError
 from bertdyn.features.rows import RowDataset
 
 ROWS_PER_BLOCK = 8192
+LEAST_DEVIATION = 1e-2
+"""Of the root mean variance of all dimensions: a dimension that hardly varies is not blown up to count like the others
+(MiniLM's last layer has one that is constant in the pretrained state)."""
 SHARE_OF_DEVICE = 0.5
 """Of the free memory of a GPU that rows may take."""
 
@@ -26,7 +29,8 @@ class Standardisation(NamedTuple):
     mean: np.ndarray
     """[states, layers, width]"""
     deviation: np.ndarray
-    """[layers, width]: root of the variance of a dimension, mean over states; 1 where it is constant."""
+    """[layers, width]: root of the variance of a dimension, mean over states, but for `LEAST_DEVIATION`; 1 where all
+    dimensions are constant."""
     variance: np.ndarray
     """[states, layers]: mean squared length of a row that is centred and divided by deviation and sqrt(width)."""
 
@@ -55,7 +59,8 @@ def standardisation_of(rows: RowDataset, names: Sequence[Sequence[str]]) -> Stan
     for state, layer in zip(*np.nonzero(~np.isfinite(squares.sum(dim=-1).numpy())), strict=True):
         raise InputError(f"{names[state][layer]} has rows that are not finite (NaN or infinite): extract it anew")
     common = variance.mean(dim=0)
-    deviation = torch.where(common > 1e-12, common.sqrt(), torch.ones_like(common))
+    least = LEAST_DEVIATION * common.mean(dim=-1, keepdim=True).sqrt()
+    deviation = torch.where(least > 0, common.sqrt().maximum(least), torch.ones_like(common))
     share = (variance / deviation.square()).mean(dim=-1)
     return Standardisation((mean + first[:, :, 0]).numpy(), deviation.numpy(), share.numpy())
 

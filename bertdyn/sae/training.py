@@ -73,7 +73,8 @@ def make_dictionaries(rows: TrainingRows, recipe: Recipe, seeds: list[int]) -> D
         if len(chosen) < recipe.num_latents:
             raise ValueError(f"{len(rows)} rows for {recipe.num_latents} latents to start at")
         points.append(_spread(rows, chosen))
-    model.start_at(torch.cat(points).cpu())
+    some = np.random.default_rng([seeds[0], 1]).permutation(len(rows))[: recipe.batch_size]
+    model.start_at(torch.cat(points).cpu(), rows.batch(some).repeat(len(seeds), 1, 1).cpu())
     return model
 
 

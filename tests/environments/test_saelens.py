@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bertdyn.sae.dictionary import ACTIVATIONS, Dictionary, decode, encode
+from bertdyn.sae.config import ACTIVATIONS
+from bertdyn.sae.dictionary import Dictionary, decode, encode
 from bertdyn.sae.export import save_dictionary
 
 SAELENS = "sae-lens==6.54.12"

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bertdyn.errors import InputError
-from bertdyn.sae.dictionary import ACTIVATIONS, Dictionary, encode
+from bertdyn.sae.config import ACTIVATIONS
+from bertdyn.sae.dictionary import Dictionary, encode
 from bertdyn.sae.export import CONFIG, STANDARDISATION, WEIGHTS, load_dictionary, load_metadata, save_dictionary
 
 WIDTH, LATENTS = 6, 10

@@ -56,9 +56,22 @@ def test_half_precision_chooses_and_single_precision_computes() -> None:
 def made(activation: str, dtype: torch.dtype = torch.float64) -> Dictionaries:
     torch.manual_seed(1)
     model = Dictionaries(1, NUM, WIDTH, LATENTS, activation=activation, k=K).to(dtype)
-    model.start_at(torch.randn(NUM, LATENTS, WIDTH, dtype=dtype))
+    model.start_at(torch.randn(NUM, LATENTS, WIDTH, dtype=dtype), torch.randn(NUM, BATCH, WIDTH, dtype=dtype))
     model.encoder_bias.data.normal_()
     return model
+
+
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "relu"])
+def test_a_dictionary_starts_at_the_length_of_the_rows(activation: str) -> None:
+    """The residual is orthogonal to the reconstruction: no other scale of the encoder has a smaller error."""
+    torch.manual_seed(0)
+    model = Dictionaries(1, NUM, WIDTH, LATENTS, activation=activation, k=K).double()
+    rows = torch.randn(NUM, BATCH, WIDTH, dtype=torch.float64)
+    model.start_at(torch.randn(NUM, LATENTS, WIDTH, dtype=torch.float64), rows)
+    reconstruction = model(rows)[0]
+    along = ((rows - reconstruction) * reconstruction).sum(dim=(1, 2))
+    torch.testing.assert_close(along, torch.zeros(NUM, dtype=torch.float64), rtol=0, atol=1e-10)
+    assert reconstruction.square().sum() > 0.1
 
 
 def test_every_term_has_the_gradient_of_the_dense_formula() -> None:

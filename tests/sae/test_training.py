@@ -59,6 +59,18 @@ def test_rows_are_centred_by_state_and_scaled_alike_in_all() -> None:
     np.testing.assert_array_equal(standard.deviation[0], standard.deviation[1])
 
 
+def test_a_dimension_that_hardly_varies_is_not_blown_up() -> None:
+    rows = drawn(2, 1)
+    for state, spread in zip(rows._arrays, (0.0, 1e-6), strict=True):
+        state[0][:, 5] = 1 + spread * np.random.default_rng(1).normal(size=len(rows))
+    standard = training_rows(rows)
+    batch = standard.batch(np.arange(len(rows)))
+    assert torch.isfinite(batch).all()
+    assert batch[:, :, 5].abs().max() < 1e-3
+    rows._arrays = [[np.ones_like(array) for array in state] for state in rows._arrays]
+    assert not training_rows(rows).batch(np.arange(4)).any()
+
+
 def test_a_row_that_is_not_finite_is_named() -> None:
     rows = drawn(2, 2)
     rows._arrays[1][0][150, 4] = np.nan
