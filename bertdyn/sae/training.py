@@ -67,14 +67,14 @@ def make_dictionaries(rows: TrainingRows, recipe: Recipe, seeds: list[int]) -> D
     model = Dictionaries(
         len(seeds), rows.num_groups, rows.width, recipe.num_latents, activation=recipe.activation, k=recipe.k
     )
-    points = []
+    points, some = [], []
     for seed in seeds:
         chosen = np.random.default_rng([seed, 0]).permutation(len(rows))[: recipe.num_latents]
         if len(chosen) < recipe.num_latents:
             raise ValueError(f"{len(rows)} rows for {recipe.num_latents} latents to start at")
         points.append(_spread(rows, chosen))
-    some = np.random.default_rng([seeds[0], 1]).permutation(len(rows))[: recipe.batch_size]
-    model.start_at(torch.cat(points).cpu(), rows.batch(some).repeat(len(seeds), 1, 1).cpu())
+        some.append(rows.batch(np.random.default_rng([seed, 1]).permutation(len(rows))[: recipe.batch_size]))
+    model.start_at(torch.cat(points).cpu(), torch.cat(some).cpu())
     return model
 
 
