@@ -17,20 +17,22 @@ class DeadLatents(NamedTuple):
     """[dictionaries, most dead ones], bool: False is padding."""
 
 
-def find_dead(idle: Tensor, window: int) -> DeadLatents | None:
+def find_dead(idle: Tensor, window: int, at_most: int) -> DeadLatents | None:
     """Latents that were off for `window` steps or more; None if there are none. Synchronises.
 
     Parameters
     ----------
     idle
         [dictionaries, latents]: steps since each was on.
+    at_most
+        So many of a dictionary, those that were off longest: it bounds the cost of `auxiliary_loss`, which would else
+        be several times that of the rest where latents are many and most are rare.
     """
-    dead = idle >= window
-    most = int(dead.sum(dim=1).max())
+    most = min(at_most, int((idle >= window).sum(dim=1).max()))
     if most == 0:
         return None
-    is_dead, latents = dead.to(torch.uint8).topk(most, dim=1)
-    return DeadLatents(latents, is_dead.bool())
+    longest, latents = idle.topk(most, dim=1)
+    return DeadLatents(latents, longest >= window)
 
 
 def squared_error(rows: Tensor, reconstruction: Tensor) -> Tensor:

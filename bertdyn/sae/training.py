@@ -28,6 +28,8 @@ from bertdyn.training.checkpoints import load_progress, load_training_state, sav
 from bertdyn.training.loop import AtEpochEnd, Listener, Progress, train
 from bertdyn.training.progress_bar import ProgressBar
 
+DEAD_AT_ONCE = 2
+"""Dead latents that AuxK chooses among, in units of those that it chooses."""
 STEPS_BETWEEN_LOOKS = 10
 """After so many steps the dead latents are counted anew, which synchronises."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -213,7 +215,7 @@ class _Course(Listener):
 
     def _look(self) -> None:
         if self.recipe.aux_coefficient and self.recipe.activation != "relu":
-            self.dead = find_dead(self.model.idle, self.recipe.dead_after)
+            self.dead = find_dead(self.model.idle, self.recipe.dead_after, DEAD_AT_ONCE * self.aux_k)
 
 
 class Place(NamedTuple):

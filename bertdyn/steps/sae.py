@@ -118,7 +118,7 @@ def _comparisons(config: SaeConfig, states: Sequence[str]) -> list[str]:
 
 
 def _twin(config: SaeConfig, run: ExtractRun, layers: Sequence[int]) -> FeatureStore:
-    kind = "tokens" if "tokens" in run.store.manifest.arrays else config.rows
+    kind = "tokens" if "tokens" in run.store.manifest.arrays and config.rows != "mean" else config.rows
     wanted = {*choices(config.train_parts, "train_parts"), config.part}
     parts = [part for part in run.store.examples()["part"].unique() if part in wanted]
     return random_twin(run, parts=parts, rows=[kind], layers=layers, seed=config.seed_list()[0])
@@ -163,11 +163,13 @@ def _study(
     readable, left_out = _readable_states(config, run, states)
     texts = load_run_texts(run) if readable else None
     fidelity = pd.DataFrame()
-    if config.fidelity and texts is not None and kind != "mean":
+    if config.fidelity and texts is not None and kind != "mean" and "tokens" in run.store.manifest.arrays:
         by_kind = {of: part_rows(run.store, states, layers, of, parts) for of in ("content", "first")}
         # All seeds of one comparison show how much seeds matter.
         spliced = {of: made for of, made in of_main.items() if of.comparison == "independent" or of.seed == seed}
         fidelity = fidelity_table(spliced, run, texts, readable, examples, config.part, baselines, by_kind, seed)
+    if len(states) == 1:
+        left_out.append("what became of the latents: there is one state.")
     if len(states) > 1 and len(config.seed_list()) == 1 and "independent" in str(config.comparisons):
         left_out.append("what became of independent dictionaries' latents: their floor is a second seed (--seeds 0,1).")
     found = Studied(

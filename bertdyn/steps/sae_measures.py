@@ -105,7 +105,7 @@ def error_table(
     """
     found: list[dict[str, Any]] = []
     kinds = list(rows)
-    seed = min(name.seed for name in dictionaries)
+    seed = next(iter(dictionaries)).seed  # the first one of --seeds, the frontier's
     for name, dictionary in tqdm(dictionaries.items(), desc="measure", unit="dictionary"):
         state, layer = name.rows_state(first), name.layer
         for kind in kinds if name.sparsity == main else kinds[:1]:
@@ -246,7 +246,9 @@ def fidelity_table(
     for state in tqdm(states, desc="spliced classifiers", unit="state"):
         location = find_states(str(run.config.source_run_id), state)[0]
         model = load_state(run.config, location, texts.data).eval()
-        of_state = {name: made for name, made in dictionaries.items() if name.rows_state(state) == name.state == state}
+        of_state = {
+            name: made for name, made in dictionaries.items() if name.state == state and name.comparison != CONTROL
+        }
         replacements: dict[int, dict[str, Reconstruct]] = {}
         means = {}
         for name, dictionary in of_state.items():

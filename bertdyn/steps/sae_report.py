@@ -222,6 +222,7 @@ def _error_lines(found: Studied) -> Iterator[str]:
         )
     yield ""
     other = found.errors[(found.errors["rows"] != found.rows) & found.errors["comparison"].eq("independent")]
+    other = other.dropna(subset=["fvu_standardized"])  # at the embeddings, all first tokens are alike
     if len(other):
         kind = other["rows"].iloc[0]
         mean = other.groupby(["layer", "state"])["fvu_standardized"].mean()

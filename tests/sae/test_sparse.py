@@ -79,7 +79,7 @@ def test_every_term_has_the_gradient_of_the_dense_formula() -> None:
     model = made("topk")
     rows = torch.randn(NUM, BATCH, WIDTH, dtype=torch.float64)
     model.idle[0, :6], model.idle[2, 3] = 50, 20  # six dead latents, none, one
-    dead = find_dead(model.idle, 20)
+    dead = find_dead(model.idle, 20, at_most=LATENTS)
     assert dead is not None
     assert dead.dead.sum(dim=1).tolist() == [6, 0, 1]
     reconstruction, _, _ = model(rows)
@@ -105,6 +105,16 @@ def test_every_term_has_the_gradient_of_the_dense_formula() -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
         if len(gone):
             assert torch.autograd.grad(ours[number], model.encoder, retain_graph=True)[0][number][gone].abs().sum() > 0
+
+
+def test_the_longest_dead_are_chosen_where_they_are_too_many() -> None:
+    idle = torch.tensor([[0.0, 30, 5, 90, 25], [0, 0, 0, 21, 0]])
+    found = find_dead(idle, 20, at_most=2)
+    assert found is not None
+    assert found.latents[0].tolist() == [3, 1]
+    assert found.dead.sum(dim=1).tolist() == [2, 1]
+    assert found.latents[1, 0] == 3
+    assert find_dead(idle, 100, at_most=2) is None
 
 
 def test_error_is_the_share_of_variance_and_l1_the_sum_of_codes() -> None:
