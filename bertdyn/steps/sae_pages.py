@@ -9,6 +9,8 @@ import scipy.sparse
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bertdyn.features.texts import texts_of
+from bertdyn.files import replacing
 from bertdyn.plots.feature_page import (
     Effect,
     ExampleGroup,
@@ -29,8 +31,15 @@ from bertdyn.sae.fates import DIED
 from bertdyn.sae.fidelity import latent_effects
 from bertdyn.sae.latents import RANKINGS, activation_change, activation_histograms
 from bertdyn.sae.matching import match
+from bertdyn.steps.config import SaeConfig, choices
+from bertdyn.steps.extract import load_state
+from bertdyn.steps.extract_runs import ExtractRun, RunTexts
+from bertdyn.steps.sae_latents import codes_of
+from bertdyn.steps.sae_report import Studied
 from bertdyn.steps.sae_rows import PartRows
 from bertdyn.steps.sae_training import Name
+from bertdyn.steps.sources import find_states
+from bertdyn.tracking.tracker import Tracker
 
 NUM_BINS = 24
 NUM_NEIGHBOURS = 3
@@ -318,3 +327,122 @@ KINDS = {
     "q2": "Second quarter",
     "q1": "Weakest quarter",
 }
+
+
+def write_pages(
+    config: SaeConfig,
+    tracker: Tracker,
+    run: ExtractRun,
+    found: Studied,
+    dictionaries: Mapping[Name, Dictionary],
+    rows: PartRows,
+    texts: RunTexts | None,
+    readable: Sequence[str],
+) -> tuple[pd.DataFrame, list[str]]:
+    """One page a comparison and layer, of the first seed: first state | last state."""
+    seed, ends = found.seeds[0], (found.states[0], found.states[-1])
+    readers = {state: _reader(config, run, texts, state, rows) for state in ends if state in readable and texts}
+    names, tables = [], []
+    label_names = run.store.manifest.label_names if run.config.task == "classification" else []
+    for comparison in choices(str(config.comparisons), "comparisons"):
+        for layer in found.layers:
+            sides = []
+            for state in ends:
+                name = Name(comparison, state, layer, seed, found.sparsity)
+                key = {k: v for k, v in name._asdict().items() if k != "sparsity"}
+                codes = codes_of(name, dictionaries[name], rows, ends[0])
+                of, labels = (_of(table, key) for table in (found.latents.features, found.latents.labels))
+                sides.append(OneSide(name, dictionaries[name], rows, codes, of, labels, readers.get(state)))
+            fates = found.latents.fates
+            if len(fates):
+                fates = _of(fates, {"comparison": comparison, "layer": layer, "seed": seed, "state": ends[1]})
+            words = _page_words(config, tracker, found, comparison, layer, ends)
+            html, examples = make_page(sides[0], sides[1], fates, label_names, words, config.page_latents)
+            path = f"pages/{comparison}_layer_{layer:02d}.html"
+            with replacing(tracker.folder / path) as temporary:
+                temporary.write_text(html, encoding="utf-8")
+            tracker.publish(path)
+            names.append(path)
+            tables.append(examples)
+    return pd.concat(tables, ignore_index=True), names
+
+
+def _of(table: pd.DataFrame, key: Mapping[str, object]) -> pd.DataFrame:
+    if table.empty:
+        return table
+    chosen = np.logical_and.reduce([table[name] == value for name, value in key.items()])
+    return table[chosen].reset_index(drop=True)
+
+
+def _reader(config: SaeConfig, run: ExtractRun, texts: RunTexts, state: str, rows: PartRows) -> Reader:
+    chosen = texts_of(texts.data, texts.tokens, [config.part], {config.part: run.config.max_samples(config.part)})
+    at = pd.Series(np.arange(len(chosen.examples)), index=chosen.examples["example_id"])
+    sequences = chosen.sequences.select(at[rows.examples["example_id"]].to_numpy())
+    location = find_states(str(run.config.source_run_id), state)[0]
+    return Reader(load_state(run.config, location, texts.data).eval(), texts.tokenizer, sequences, config.rows)
+
+
+WHAT = {
+    "shared": "one dictionary for the rows of both states: the same latent left and right",
+    "stagewise": "a dictionary trained on the first state and continued on the later ones: a latent keeps its number",
+    "independent": "a dictionary for each state, latents matched by the angle of their directions",
+}
+FLOOR = {
+    "shared": "Two halves of the texts of one state differ, too",
+    "stagewise": "Latents turn as well when a dictionary is continued as long on the first state again",
+    "independent": "Two seeds of one state do not find the same latents, either",
+}
+
+
+PAGE_METRICS = {
+    "FVU, standardised": ("fvu_standardized", "share of variance not explained, all dimensions alike"),
+    "FVU": ("fvu", "the same, of rows as they are"),
+    "L0": ("l0", "latents that are on in a row, mean"),
+    "dead": ("dead_share", "share of latents that are on nowhere here"),
+    "dense": ("dense_share", "share of latents that are on in more than a tenth of the rows"),
+}
+
+
+def _page_words(
+    config: SaeConfig, tracker: Tracker, found: Studied, comparison: str, layer: int, ends: tuple[str, str]
+) -> PageWords:
+    errors = _of(
+        found.errors,
+        {
+            "comparison": comparison,
+            "layer": layer,
+            "seed": found.seeds[0],
+            "sparsity": found.sparsity,
+            "rows": found.rows,
+        },
+    ).set_index("state")
+    caveats = [
+        "Strongest examples flatter a latent: most of what it is on for is in the quarters below.",
+        "A latent is what one dictionary needed to reconstruct rows; another seed may cut them up differently.",
+    ]
+    shares = found.latents.shares
+    if len(shares):
+        of = _of(shares, {"comparison": comparison, "layer": layer, "state": ends[1]})
+        words = ", ".join(
+            f"{row.fate} {row.share:.1%} (floor {row.floor:.1%})"
+            for row in of.itertuples()
+            if row.side != "after" or row.fate == "born"
+        )
+        if words:
+            caveats.insert(0, f"{FLOOR[comparison]}. In this layer: {words}.")
+    return PageWords(
+        title=f"Layer {layer} of {found.label}: {ends[0]} and {ends[1]}",
+        summary=[f"Features of layer {layer}: {WHAT[comparison]}. Texts are of the part {found.part}."],
+        facts={
+            "run": str(tracker.run_id),
+            "comparison": comparison,
+            "layer": str(layer),
+            "rows": found.rows,
+            "dictionary": f"{config.activation}, {errors['num_latents'].iloc[0]:,} latents, seed {found.seeds[0]}",
+        },
+        metrics={
+            (name, meaning): [float(errors.loc[state, column]) for state in ends]
+            for name, (column, meaning) in PAGE_METRICS.items()
+        },
+        caveats=caveats,
+    )
