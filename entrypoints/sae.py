@@ -40,6 +40,8 @@ def launch(config: SaeConfig, given: set[str]) -> None:
     ) as tracker:
         result = sae(config, tracker, source)
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+    if (tracker.folder / "pages").exists():
+        print(f"read     {tracker.folder / 'pages'}   (in a browser, or under Artifacts in the MLflow UI)")
 
 
 if __name__ == "__main__":

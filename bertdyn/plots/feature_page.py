@@ -1,4 +1,4 @@
-"""One page of what the latents of a dictionary read, two states side by side: a file that needs nothing beside it.
+"""One page of what the latents of a dictionary read, one state or two side by side: a file that needs nothing beside it.
 
 The page is data in, HTML out. It opens where MLflow shows artifacts, in a frame without an origin of its own (no
 storage, no downloads, links within the page only), and says by its content security policy that it loads nothing and
@@ -100,6 +100,8 @@ class Neighbour(NamedTuple):
 
     latent: int
     cosine: float
+    dictionary: str = ""
+    """Whose latent it is, as in `Side`."""
 
 
 class Side(NamedTuple):
@@ -125,13 +127,15 @@ class Side(NamedTuple):
     effects: Sequence[Effect] = ()
     groups: Sequence[ExampleGroup] = ()
     neighbours: Sequence[Neighbour] = ()
+    dictionary: str = ""
+    """Which one, where a state has several: "seed 1"; "" otherwise."""
 
 
 class LatentCard(NamedTuple):
     """A latent, or a matched pair of two dictionaries, in both states."""
 
     fate: str
-    """"kept", "rotated", "born", "died" have a sign of their own; "" for none."""
+    """"kept", "rotated", "born", "died" have a sign of their own, other words a dot; "" for none."""
     cosine: float
     """Of its directions in the two states; NaN: not known."""
     norm_ratio: float
@@ -140,6 +144,8 @@ class LatentCard(NamedTuple):
     sides: Sequence[Side | None]
     """One for each state of the page; None where it has no counterpart."""
     note: str = ""
+    absent: str = "No counterpart in this state."
+    """What stands in the place of a side that is None."""
 
 
 class Fact(NamedTuple):
@@ -162,8 +168,8 @@ class Page(NamedTuple):
     """Everything that a page shows."""
 
     title: str
-    states: tuple[str, str]
-    """What is to the left, and to the right."""
+    states: Sequence[str]
+    """What is to the left, and to the right; one state has the page to itself."""
     summary: Sequence[str]
     """What this is, in paragraphs."""
     facts: Sequence[Fact]
@@ -189,13 +195,15 @@ def feature_page(page: Page) -> str:
     Raises
     ------
     ValueError
-        If a card does not have one side for each state.
+        If a card does not have one side for each state, or there are more than two.
     """
     for card in page.cards:
         if len(card.sides) != len(page.states) or not any(card.sides):
             raise ValueError(f"a card of {len(card.sides)} sides, on a page of {len(page.states)} states")
+    if not 1 <= len(page.states) <= 2:
+        raise ValueError(f"a page of {len(page.states)} states: one or two have room on it")
     numbers = {
-        (state, side.latent): number
+        (state, side.dictionary, side.latent): number
         for number, card in enumerate(page.cards, start=1)
         for state, side in enumerate(card.sides)
         if side is not None
@@ -283,6 +291,7 @@ def _environment() -> Environment:
         "level": _level,
         "largest_effect": _largest_effect,
         "most": _most,
+        "name_of": _name_of,
         "peak_words": _peak_words,
         "runs": _runs,
         "values_by_side": _values_by_side,
@@ -324,6 +333,12 @@ def _sort_value(value: float) -> str:
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _name_of(card: LatentCard) -> str:
+    """The numbers of its latents; one where both sides are the same latent of the same dictionary."""
+    named = dict.fromkeys((side.dictionary, side.latent) for side in card.sides if side is not None)
+    return " → ".join(str(latent) for _, latent in named)
 
 
 def _full_scale(card: LatentCard) -> float:

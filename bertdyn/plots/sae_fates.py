@@ -16,7 +16,7 @@ from bertdyn.errors import InputError
 from bertdyn.plots.layers import grid_of_panels, legend_below, spread, state_name
 from bertdyn.plots.style import COLORS, new_figure, tidy
 
-FATES = ("born", "kept", "rotated", "died", "unstable")
+FATES = ("born", "doubled", "kept", "turned", "rotated", "halved", "died", "unstable")
 COMPARISONS = {
     "independent": "independent dictionaries",
     "stagewise": "one dictionary, continued",
@@ -36,8 +36,8 @@ MAX_STATES_IN_CURVES = 4
 def plot_fates(shares: pd.DataFrame, title: str) -> Figure:
     """Shares of the fates, each beside its hatched floor; a row of panels a comparison, a column a layer.
 
-    Of independent dictionaries born is the share of the later state's latents, all others of the first state's. Error
-    bars are the 95 % intervals over seeds, where there are any.
+    Of independent dictionaries the shares are of stable latents: born of the later state's, all others of the first
+    state's. Error bars are the 95 % intervals over seeds, where there are any.
 
     Parameters
     ----------
@@ -62,9 +62,19 @@ def plot_fates(shares: pd.DataFrame, title: str) -> Figure:
         _bars(axes, panel, states)
         tidy(axes, f"{COMPARISONS[comparison]}\nlayer {layer}", "", "share of latents")
         axes.set_ylim(0, 1)
-    bars = ["bars: 95 % intervals over seeds"] if shares["share_low"].notna().any() else []
-    born = ["born: of the later state's latents"] if "independent" in comparisons else []
-    note = "\n".join([*_floors(comparisons), *filter(None, ["; ".join(bars + born)])])
+    bars = ["bars: 95 % intervals over seeds of dictionaries, of one fine-tuning"]
+    stable = ["independent: shares of stable latents (born: of the later state's)"]
+    turned = ["turned: by more than 95 % of the floor's, however little"]
+    doubled = ["doubled, halved: on in twice as many rows or more, in half as many or fewer (q < 0.05)"]
+    note = "\n".join(
+        [
+            *_floors(comparisons),
+            *(stable if "independent" in comparisons else []),
+            *(turned if "stagewise" in comparisons else []),
+            *(doubled if "shared" in comparisons else []),
+            *(bars if shares["share_low"].notna().any() else []),
+        ]
+    )
     hatched = {"floor": Patch(**FLOOR_LOOK)}
     legend_below(figure, list(map(state_name, states)), columns=5, note=note, more=hatched)
     return figure
@@ -84,13 +94,16 @@ def _bars(axes: Axes, panel: pd.DataFrame, states: Sequence[str]) -> None:
             places = np.arange(len(fates)) - 0.4 + (2 * i + j + 0.5) * width
             axes.bar(places, values, width, yerr=ends if np.isfinite(ends).any() else None, error_kw=error, **look)
     axes.set_xticks(range(len(fates)), fates, fontsize=8)
+    if not fates:
+        axes.text(0.5, 0.5, "no stable latents", ha="center", va="center", transform=axes.transAxes)
 
 
 def plot_cosines(fates: pd.DataFrame, title: str) -> Figure:
     """How alike latents are to themselves in a later state: the share of them below each cosine, and the floor dashed.
 
     A row of panels a comparison, a column a layer. Left out are one dictionary for all states, which has no cosines,
-    latents of a continued dictionary that are not alive at both ends, and the later state's own of independent ones.
+    latents of a continued dictionary that are dead at either end or in the control, and the later state's own of
+    independent ones.
 
     Parameters
     ----------
@@ -104,7 +117,8 @@ def plot_cosines(fates: pd.DataFrame, title: str) -> Figure:
         If nothing is left to show.
     """
     fates = fates[(fates["comparison"] != "shared") & (fates["side"] != "after")]
-    dead = (fates["comparison"] == "stagewise") & fates["fate"].isin(["born", "died", "unstable"])
+    numbered, both = fates["comparison"] == "stagewise", ["kept", "turned"]
+    dead = numbered & ~(fates["fate"].isin(both) & fates["floor_fate"].isin(both))
     fates = fates[~dead].dropna(subset=["cosine", "floor_cosine"])
     comparisons, layers, states = _axes_of(fates, MAX_STATES_IN_CURVES)
     width = {1: 7.0, 2: 9.5}.get(len(layers), 12.5)

@@ -93,54 +93,68 @@ def _first_of_texts(texts: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(texts, return_index=True)[1])
 
 
+def text_tokens(store: FeatureStore, examples: pd.DataFrame) -> pd.DataFrame:
+    """The tokens of some texts, of the first window of each; only the rows of the store between them are read.
+
+    Parameters
+    ----------
+    examples
+        Rows of `store.examples()`, at least one.
+
+    Returns
+    -------
+    tokens
+        example_id, row, segment, position, token, word_id, char_start, char_end, is_special (as in the store), in the
+        order of `examples`.
+    """
+    first, n_rows = examples["first_row"].to_numpy(), examples["n_rows"].to_numpy()
+    start = int(first.min())
+    tokens = store.tokens([*TOKEN_COLUMNS, "window_id"], (start, int((first + n_rows).max())))
+    rows = np.concatenate([np.arange(row, row + n) for row, n in zip(first, n_rows, strict=True)])
+    tokens = tokens.iloc[rows - start].assign(example_id=np.repeat(examples["example_id"].to_numpy(), n_rows))
+    return tokens[tokens["window_id"] == 0].drop(columns="window_id").reset_index(drop=True)
+
+
 def example_tokens(
-    store: FeatureStore, state: str, layer: int, dictionary: Dictionary, shown: pd.DataFrame
+    array: np.ndarray, dictionary: Dictionary, shown: pd.DataFrame, tokens: pd.DataFrame, examples: pd.DataFrame
 ) -> pd.DataFrame:
     """The texts of examples, token by token, with the activation of the latent that each is shown for.
 
     Parameters
     ----------
+    array
+        [rows of the store, width]: the token rows of the state and layer that `shown` is of.
     shown
         latent and example_id, as in `latent_examples`; a pair that occurs twice is given once.
+    tokens
+        From `text_tokens`: of the shown texts, or of more.
+    examples
+        Those that `tokens` are of: example_id, text, [text_pair].
 
     Returns
     -------
     tokens
-        latent, example_id, row, segment, position, token, word_id, char_start, char_end, is_special (as in the store),
-        word, piece (see `add_words`), activation; every token of the first window, special ones among them. In the
-        order of `shown`.
+        latent and the columns of `tokens`; word, piece (see `add_words`), activation; special tokens among them. In
+        the order of `shown`.
 
     Raises
     ------
     InputError
-        If the store does not have an example, state or layer, or the dictionary is of another width.
+        If an example or latent is not there, or the dictionary is of another width.
     """
-    array = store.array("tokens", state, layer)
     check_latents(shown["latent"], dictionary.num_latents)
     if array.shape[1] != dictionary.width:
-        raise InputError(
-            f"{store.folder} has rows of width {array.shape[1]} in layer {layer}; the dictionary is of "
-            f"width {dictionary.width}"
-        )
+        raise InputError(f"rows of width {array.shape[1]}; the dictionary is of width {dictionary.width}")
     pairs = shown[["latent", "example_id"]].drop_duplicates(ignore_index=True)
-    examples = store.examples().set_index("example_id")
-    if missing := sorted(set(pairs["example_id"]) - set(examples.index)):
-        raise InputError(f"{store.folder} has no example {missing[0]!r}; its first is {examples.index[0]!r}")
-    own = examples.loc[pairs["example_id"].unique()]
-    every = store.tokens([*TOKEN_COLUMNS, "window_id"])
-    rows = np.concatenate(
-        [np.arange(first, first + n) for first, n in zip(own["first_row"], own["n_rows"], strict=True)]
-    )
-    owner = np.repeat(own.index.to_numpy(), own["n_rows"])
-    tokens = every.iloc[rows].assign(example_id=owner)
-    tokens = tokens[tokens["window_id"] == 0].drop(columns="window_id")
+    if missing := sorted(set(pairs["example_id"]) - set(examples["example_id"])):
+        raise InputError(f"there is no example {missing[0]!r}; the first is {examples['example_id'].iloc[0]!r}")
+    own = examples[examples["example_id"].isin(pairs["example_id"])].set_index("example_id")
     columns = [name for name in ("text", "text_pair") if name in own]
-    tokens = add_words(
-        tokens, "example_id", dict(zip(own.index, own[columns].itertuples(index=False, name=None), strict=True))
-    )
-    tokens = pairs.merge(tokens, on="example_id", how="left")
-    numbers = (tokens[name].to_numpy() for name in ("row", "latent"))
-    return tokens.assign(activation=_activations(dictionary, array, *numbers))
+    texts = dict(zip(own.index, own[columns].itertuples(index=False, name=None), strict=True))
+    chosen = add_words(tokens[tokens["example_id"].isin(own.index)], "example_id", texts)
+    chosen = pairs.merge(chosen, on="example_id", how="left")
+    numbers = (chosen[name].to_numpy() for name in ("row", "latent"))
+    return chosen.assign(activation=_activations(dictionary, array, *numbers))
 
 
 def _activations(dictionary: Dictionary, array: np.ndarray, rows: np.ndarray, latents: np.ndarray) -> np.ndarray:

@@ -1,12 +1,14 @@
 """What a dictionary sees in a text that nobody has stored: any text in, activations of its tokens out.
 
-    reading = read_text(model, tokenizer, dictionary, layer=6, texts=["a gripping, unsentimental film"])
+    dictionary, metadata = load_dictionary(folder), load_metadata(folder)
+    texts = ["a gripping, unsentimental film"]
+    reading = read_text(model, tokenizer, dictionary, metadata["layer"], texts, metadata=metadata)
     reading[reading["latent"] == 312][["word", "piece", "activation"]]
 
 `plots.token_activations` draws it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ def read_text(
     latents: Sequence[int] | None = None,
     strongest: int | None = None,
     max_length: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Activations of the latents in every token of some texts.
 
@@ -56,6 +59,9 @@ def read_text(
         Of them, in each text, only those with the largest activations in its own tokens. Default: all.
     max_length
         Texts are cut to so many tokens, special ones included. Default: what the model takes.
+    metadata
+        What `export.load_metadata` says of the dictionary: `layer`, and `depth` of its model where it has that, must be
+        those that are read. Default: not looked at. Nothing can tell whether the model is in the dictionary's state.
 
     Returns
     -------
@@ -69,10 +75,11 @@ def read_text(
     ------
     InputError
         If there is nothing to read, or the model has no such layer, the dictionary no such latent, or the two are of
-        different widths.
+        different widths; or if layer or model are not those of `metadata`.
     """
     texts = list(texts)
     _check(model, dictionary, layer, texts, latents)
+    _check_origin(model, layer, {} if metadata is None else metadata)
     longest = min(anatomy.max_length(model.config), tokenizer.model_max_length)
     if max_length is not None and not 0 < max_length <= longest:
         raise InputError(f"max_length {max_length}: the model takes from 1 to {longest} tokens")
@@ -148,3 +155,15 @@ def _check(
             "trained on another model"
         )
     check_latents([] if latents is None else latents, dictionary.num_latents)
+
+
+def _check_origin(model: PreTrainedModel, layer: int, metadata: Mapping[str, Any]) -> None:
+    """That the dictionary is of this layer, of a model of this depth."""
+    depth = anatomy.anatomy_of(model).depth
+    origin = f"layer {metadata.get('layer')} of {metadata.get('model')}, state {metadata.get('state')}"
+    if metadata.get("layer", layer) != layer:
+        raise InputError(f"layer {layer}: the dictionary is of {origin}")
+    if metadata.get("depth", depth) != depth:
+        raise InputError(
+            f"the model has {depth} layers; the dictionary is of {origin}, a model of {metadata['depth']} layers"
+        )

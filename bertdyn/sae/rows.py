@@ -46,7 +46,7 @@ def standardisation_of(rows: RowDataset, names: Sequence[Sequence[str]]) -> Stan
     Raises
     ------
     InputError
-        If a row is not finite.
+        If a row is not finite, or all rows are the same.
     """
     first = rows.batch(np.arange(min(len(rows), ROWS_PER_BLOCK))).double().mean(dim=2, keepdim=True)
     total, squares = torch.zeros_like(first[:, :, 0]), torch.zeros_like(first[:, :, 0])
@@ -62,6 +62,8 @@ def standardisation_of(rows: RowDataset, names: Sequence[Sequence[str]]) -> Stan
     least = LEAST_DEVIATION * common.mean(dim=-1, keepdim=True).sqrt()
     deviation = torch.where(least > 0, common.sqrt().maximum(least), torch.ones_like(common))
     share = (variance / deviation.square()).mean(dim=-1)
+    for state, layer in zip(*np.nonzero((share <= 0).numpy()), strict=True):
+        raise InputError(f"{names[state][layer]}: all rows are the same, there is nothing to code; leave the layer out")
     return Standardisation((mean + first[:, :, 0]).numpy(), deviation.numpy(), share.numpy())
 
 
@@ -127,28 +129,33 @@ class TrainingRows:
         return size < SHARE_OF_DEVICE * torch.cuda.mem_get_info(self.device)[0]
 
     def _load(self) -> Tensor:
-        blocks = zip(*(_blocks(dataset) for dataset in self._datasets), strict=True)
-        return torch.cat([torch.cat(block).to(self.device) for block in blocks], dim=2)
+        sample = torch.cat([dataset.batch(np.zeros(1, dtype=int)) for dataset in self._datasets])
+        states, layers, _, width = sample.shape
+        resident = torch.empty(states, layers, len(self), width, dtype=sample.dtype, device=self.device)
+        for number, block in enumerate(zip(*(_blocks(dataset) for dataset in self._datasets), strict=True)):
+            start = number * ROWS_PER_BLOCK
+            resident[:, :, start : start + ROWS_PER_BLOCK] = torch.cat(block).to(self.device)
+        return resident
 
 
 class RowBatches:
     """Batches for the training loop: every row once an epoch, but for the last, incomplete batch.
 
-    All groups see the same rows at the same time, in an order that is a function of (seed, epoch) alone.
+    All groups see the same rows at the same time, in an order that is a function of (seed, epoch) alone. A pooled group
+    has `batch_size` rows of each state in a batch, so that all groups are trained for equally many steps.
     """
 
     def __init__(self, rows: TrainingRows, batch_size: int, seed: int) -> None:
-        self.rows, self.seed, self.epoch = rows, seed, 0
-        self.per_state = batch_size // (rows.num_states if rows.pooled else 1)
+        self.rows, self.seed, self.epoch, self.batch_size = rows, seed, 0, batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Which order the next pass has."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.rows) // self.per_state
+        return len(self.rows) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))
         for number in range(len(self)):
-            yield {"rows": self.rows.batch(order[number * self.per_state : (number + 1) * self.per_state])}
+            yield {"rows": self.rows.batch(order[number * self.batch_size : (number + 1) * self.batch_size])}

@@ -44,15 +44,15 @@ class Recipe:
 
     activation: str = "topk"
     """One of `config.ACTIVATIONS`."""
-    num_latents: int = 3072
+    num_latents: int = 1536
     k: int = 32
     """Latents a row, of topk and batch_topk."""
     l1_coefficient: float = 0.0
     """Weight of the codes' L1 norm beside the unexplained share of variance, of relu."""
-    num_epochs: int = 10
+    num_epochs: int = 5
     """Passes over the rows."""
-    batch_size: int = 1024
-    """Rows a step of each dictionary."""
+    batch_size: int = 512
+    """Rows a step of each dictionary; of each state, where states are pooled."""
     learning_rate: float = 3e-3
     """Of Adam; the peak."""
     warmup_steps: int = 50
@@ -267,21 +267,16 @@ def _thresholds(model: Dictionaries, rows: TrainingRows) -> Tensor:
     thresholds = torch.zeros(number)
     if model.activation != "batch_topk":
         return thresholds
+    most = min(8 * model.k, model.encoder.shape[1])  # of one row
     count = min(len(rows), CALIBRATION_ROWS // (rows.num_states if rows.pooled else 1))
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:count])
-    sample = rows.batch(chosen).repeat(model.num_seeds, 1, 1)
+    sample = rows.batch(chosen)
     for index in range(number):
-        kept = torch.cat(
-            [
-                (block @ model.encoder[index].t() + model.encoder_bias[index]).topk(_at_most(model), dim=1)[0].flatten()
-                for block in sample[index].split(1024)
-            ]
-        )
-        strongest = kept.topk(model.k * sample.shape[1])[0]
+        of_group = sample[index % rows.num_groups]
+        kept = [
+            (block @ model.encoder[index].t() + model.encoder_bias[index]).topk(most, dim=1)[0].flatten()
+            for block in of_group.split(1024)
+        ]
+        strongest = torch.cat(kept).topk(model.k * len(of_group))[0]
         thresholds[index] = strongest[-1].clamp_min(0).cpu()
     return thresholds
-
-
-def _at_most(model: Dictionaries) -> int:
-    """Strongest activations of one row that are looked at for the threshold."""
-    return min(8 * model.k, model.encoder.shape[1])

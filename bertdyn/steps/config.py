@@ -307,8 +307,8 @@ class SaeConfig:
     comparisons: Optional[str] = HfArg(
         default=None,
         help="How states are compared: shared (one dictionary for the rows of all states), stagewise (trained on the "
-        "first state, continued on each later one), independent (one for each state, matched); '…,…' for several. "
-        "Default: all three, or independent where there is one state.",
+        "first state, continued on each later one), independent (one for each state, matched; always trained, since "
+        "the others are measured beside them); '…,…' for several. Default: all three, or independent with one state.",
     )
     activation: str = HfArg(
         default="topk", help="topk (k latents a row), batch_topk (k on average) or relu (with --l1_coefficient)."
@@ -325,9 +325,9 @@ class SaeConfig:
         "--l1_coefficient): '8,16,64'. Default: none.",
     )
     seeds: str = HfArg(
-        default="0,1",
-        help="Dictionaries of each kind, from other starting points; two states are compared beside what two seeds of "
-        "one state differ by.",
+        default="0,1,2",
+        help="Dictionaries of each kind, from other starting points: two states are compared beside what seeds of one "
+        "state differ by, for which independent ones need three.",
     )
     num_train_epochs: int = HfArg(default=5, help="Passes over the rows.")
     per_device_train_batch_size: int = HfArg(default=512, help="Rows a step of each dictionary.")
@@ -340,7 +340,8 @@ class SaeConfig:
     )
     page_latents: int = HfArg(default=60, help="Latents on each page of features.")
     mixed_precision: str = HfArg(
-        default="no", help="no (float32), bf16 (chooses the latents in half precision; values stay float32)."
+        default="no",
+        help="no (float32), bf16 (topk, batch_topk: chooses the latents in half precision, values stay float32).",
     )
     run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-sae.")
     resume_run_id: Optional[str] = HfArg(default=None, help="Go on with this interrupted run; other options stay.")
@@ -349,7 +350,7 @@ class SaeConfig:
         if not self.source_run_id and not self.resume_run_id:
             raise InputError("give --source_run_id <extract run>")
         for name, accepted in (
-            ("part", PARTS),
+            ("part", ("probe", "test")),
             ("rows", ("content", "first", "mean")),
             ("activation", ACTIVATIONS),
             ("mixed_precision", ("no", "bf16")),
@@ -380,6 +381,8 @@ class SaeConfig:
                 raise InputError(f"--{name} {getattr(self, name)}: accepted are finite values above 0")
         if self.part in choices(self.train_parts, "train_parts"):
             raise InputError(f"--part {self.part!r}: dictionaries are trained on it (--train_parts {self.train_parts})")
+        if self.activation == "relu" and self.mixed_precision != "no":
+            raise InputError(f"--mixed_precision {self.mixed_precision!r}: relu has float32 only; accepted is no")
 
     def seed_list(self) -> list[int]:
         """The seeds, as numbers.

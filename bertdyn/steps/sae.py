@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
 from bertdyn.sae.config import COMPARISONS
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.export import save_dictionary
+from bertdyn.sae.rows import standardisation_of
 from bertdyn.steps.config import SaeConfig, choices
 from bertdyn.steps.extract_runs import (
     ExtractRun,
@@ -33,7 +35,7 @@ from bertdyn.steps.sae_latents import latent_tables
 from bertdyn.steps.sae_measures import Baselines, error_table, fidelity_table, sparse_probe_table
 from bertdyn.steps.sae_pages import write_pages
 from bertdyn.steps.sae_report import Studied, write_report
-from bertdyn.steps.sae_rows import PartRows, part_rows
+from bertdyn.steps.sae_rows import PartRows, array_of, part_rows
 from bertdyn.steps.sae_training import TRAINING, Name, Stores, train_all
 from bertdyn.tracking.tracker import Tracker
 
@@ -77,16 +79,14 @@ def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> S
     states = _ordered_states(config, run)
     config = dataclasses.replace(config, comparisons=",".join(_comparisons(config, states)))
     tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
-    kinds = [config.rows, *(["first"] if config.rows == "content" else [])]
-    array = {"content": "tokens", "first": "first", "mean": "mean"}[config.rows]
-    array = array if array in run.store.manifest.arrays else "tokens"
-    there = run.store.layers(array) if array in run.store.manifest.arrays else []
-    layers = chosen_layers(config.layers, there) if there else []
-    measured = {kind: part_rows(run.store, states, layers, kind, [config.part], config.max_examples) for kind in kinds}
+    layers = _layers(config, run)
+    measured = part_rows(run.store, states, layers, config.rows, [config.part], config.max_examples)
+    standardisation_of(measured.dataset, [[f"layer {layer} of {state}" for layer in layers] for state in states])
     twin = _twin(config, run, layers) if config.random_init else None
     dictionaries = train_all(config, tracker, accelerator, Stores(run.store, twin, states), layers)
     _save(tracker, run, dictionaries, config)
-    result = _study(config, tracker, run, states, layers, measured, twin, dictionaries)
+    dictionaries = {name: made.to(accelerator.device) for name, made in dictionaries.items()}
+    result = _study(config, tracker, run, states, layers, measured, twin, dictionaries, accelerator.device)
     shutil.rmtree(tracker.folder / TRAINING)  # until here a resumed run needs no training again
     return result
 
@@ -111,11 +111,19 @@ def _comparisons(config: SaeConfig, states: Sequence[str]) -> list[str]:
     return wanted
 
 
+def _layers(config: SaeConfig, run: ExtractRun) -> list[int]:
+    """The layers that are asked for; of all, not the embeddings' first token, which is the same in every text."""
+    arrays, array = run.store.manifest.arrays, array_of(run.store, config.rows)
+    there = run.store.layers(array) if array in arrays else [0]  # part_rows says what is missing
+    layers = chosen_layers(config.layers, there)
+    return [layer for layer in layers if layer > 0] if config.rows == "first" and config.layers == "all" else layers
+
+
 def _twin(config: SaeConfig, run: ExtractRun, layers: Sequence[int]) -> FeatureStore:
-    kind = "tokens" if "tokens" in run.store.manifest.arrays and config.rows != "mean" else config.rows
     wanted = {*choices(config.train_parts, "train_parts"), config.part}
     parts = [part for part in run.store.examples()["part"].unique() if part in wanted]
-    return random_twin(run, parts=parts, rows=[kind], layers=layers, seed=config.seed_list()[0])
+    rows = [array_of(run.store, config.rows)]
+    return random_twin(run, parts=parts, rows=rows, layers=layers, seed=config.seed_list()[0])
 
 
 def _save(tracker: Tracker, run: ExtractRun, dictionaries: Mapping[Name, Dictionary], config: SaeConfig) -> None:
@@ -129,47 +137,51 @@ def _study(
     config: SaeConfig,
     tracker: Tracker,
     run: ExtractRun,
-    states: Sequence[str],
-    layers: Sequence[int],
-    measured: Mapping[str, PartRows],
+    states: list[str],
+    layers: list[int],
+    measured: PartRows,
     twin: FeatureStore | None,
     dictionaries: Mapping[Name, Dictionary],
+    device: torch.device,
 ) -> SaeResult:
-    parts, kind = choices(config.train_parts, "train_parts"), config.rows
+    kind, part, parts = config.rows, config.part, choices(config.train_parts, "train_parts")
     seed, main = config.seed_list()[0], config.sparsities()[0]
-    train = part_rows(run.store, states, layers, kind, parts)
-    rows = {of: dict.fromkeys(states, part) for of, part in measured.items()}
-    trained = dict.fromkeys(states, train)
-    if twin is not None:
-        for of in rows:
-            rows[of][RANDOM_INIT] = part_rows(twin, [RANDOM_INIT], layers, of, [config.part], config.max_examples)
-        trained[RANDOM_INIT] = part_rows(twin, [RANDOM_INIT], layers, kind, parts)
-    examples = measured[kind].examples
+    examples = measured.examples
     columns = [name for name in ("example_id", "text", "text_pair", "label") if name in examples]
     dataset, digest = run.config.dataset, run.store.manifest.fingerprints["data"][:8]
-    tracker.log_dataset(examples[columns], f"{dataset}-{config.part}", dataset, digest, config.part, "label")
-    label_names = run.store.manifest.label_names if run.config.task == "classification" else []
-    baselines = Baselines(trained, seed)
+    tracker.log_dataset(examples[columns], f"{dataset}-{part}", dataset, digest, part, "label")
+
+    def of_part(kind: str, parts: Sequence[str], max_examples: int | None = None) -> dict[str, PartRows]:
+        rows = dict.fromkeys(states, part_rows(run.store, states, layers, kind, parts, max_examples))
+        if twin is not None:
+            rows[RANDOM_INIT] = part_rows(twin, [RANDOM_INIT], layers, kind, parts, max_examples)
+        return rows
+
+    rows = {of: of_part(of, [part], config.max_examples) for of in ([kind, "first"] if kind == "content" else [kind])}
+    baselines = Baselines(of_part(kind, parts), seed)
     errors = error_table(dictionaries, rows, baselines, states[0], main)
     of_main = {name: made for name, made in dictionaries.items() if name.sparsity == main}
+    label_names = run.store.manifest.label_names if run.config.task == "classification" else []
     probes = sparse_probe_table(of_main, rows[kind], baselines, states[0], seed) if label_names else pd.DataFrame()
-    latents = latent_tables(of_main, rows[kind], states, layers, len(label_names))
+    comparisons = choices(str(config.comparisons), "comparisons")
+    latents = latent_tables(of_main, rows[kind], states, layers, len(label_names), comparisons=comparisons)
     readable, left_out = _readable_states(config, run, states)
     texts = load_run_texts(run) if readable else None
     fidelity = pd.DataFrame()
-    if config.fidelity and texts is not None and kind != "mean" and "tokens" in run.store.manifest.arrays:
-        by_kind = {of: part_rows(run.store, states, layers, of, parts) for of in ("content", "first")}
+    if config.fidelity and texts is not None and kind != "mean":
         # All seeds of one comparison show how much seeds matter.
         spliced = {of: made for of, made in of_main.items() if of.comparison == "independent" or of.seed == seed}
-        fidelity = fidelity_table(spliced, run, texts, readable, examples, config.part, baselines, by_kind, seed)
-    if len(states) == 1:
-        left_out.append("what became of the latents: there is one state.")
-    if len(states) > 1 and len(config.seed_list()) == 1 and "independent" in str(config.comparisons):
-        left_out.append("what became of independent dictionaries' latents: their floor is a second seed (--seeds 0,1).")
+        kinds = ("content", "first") if measured.by_token else ("first",)
+        by_kind = {of: part_rows(run.store, states, layers, of, parts) for of in kinds}
+        pca = errors[errors["baseline"] == "pca"]
+        components = {(row.state, row.layer): round(row.l0) for row in pca.itertuples() if row.sparsity == main}
+        fidelity = fidelity_table(
+            spliced, run, texts, readable, examples, part, baselines, by_kind, components, seed, device
+        )
     found = Studied(
         label=run.label,
         rows=kind,
-        part=config.part,
+        part=part,
         states=states,
         layers=layers,
         seeds=config.seed_list(),
@@ -179,13 +191,28 @@ def _study(
         fidelity=fidelity,
         latents=latents,
         examples=pd.DataFrame(),
+        shown_latents=pd.DataFrame(),
         pages=[],
-        left_out=left_out,
+        left_out=[*left_out, *_not_made(config, measured)],
     )
-    if measured[kind].by_token and kind != "mean":
-        examples_shown, pages = write_pages(config, tracker, run, found, of_main, measured[kind], texts, readable)
-        found = found._replace(examples=examples_shown, pages=pages)
+    if measured.by_token:
+        shown, latents_shown, pages = write_pages(
+            config, tracker, run, found, of_main, measured, texts, readable, device=device
+        )
+        found = found._replace(examples=shown, shown_latents=latents_shown, pages=pages)
     return SaeResult(errors, latents.features, write_report(tracker, found))
+
+
+def _not_made(config: SaeConfig, measured: PartRows) -> list[str]:
+    """What this kind of rows cannot have."""
+    found = []
+    if not measured.by_token:
+        found.append("pages of features: the features have no rows of single tokens (extract with --rows tokens).")
+    if config.rows == "mean" and config.fidelity:
+        found.append("what a classifier loses: the mean over a text has no place in the model.")
+    if config.rows == "first" and config.layers == "all":
+        found.append("layer 0: the first token of the embeddings is the same in every text.")
+    return found
 
 
 def _readable_states(config: SaeConfig, run: ExtractRun, states: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,8 +9,11 @@ import scipy.sparse
 from tqdm.auto import tqdm
 
 from bertdyn.sae.dictionary import Dictionary, sparse_codes
-from bertdyn.sae.fates import Latents, independent_fates, share_table, shared_fates, stagewise_fates
+from bertdyn.sae.fates import Latents, share_table
+from bertdyn.sae.independent_fates import independent_fates
 from bertdyn.sae.latents import latent_statistics
+from bertdyn.sae.shared_fates import shared_fates
+from bertdyn.sae.stagewise_fates import stagewise_fates
 from bertdyn.steps.sae_rows import PartRows
 from bertdyn.steps.sae_training import CONTROL, Name
 
@@ -36,6 +39,8 @@ def latent_tables(
     states: Sequence[str],
     layers: Sequence[int],
     num_classes: int,
+    *,
+    comparisons: Sequence[str],
 ) -> LatentTables:
     """Statistics and fates of every latent, layer by layer.
 
@@ -49,6 +54,9 @@ def latent_tables(
         In the order of training.
     num_classes
         0: the texts have no classes.
+    comparisons
+        Whose fates are wanted. Dictionaries of the first state that others are continued from are independent ones,
+        whether their fates are wanted or not.
     """
     features, labels, fates = [], [], []
     for layer in tqdm(layers, desc="latents", unit="layer"):
@@ -69,7 +77,7 @@ def latent_tables(
             features.append(statistics.latents.assign(**key, strength=strength))
             labels.append(statistics.labels.assign(**key))
         if len(states) > 1:
-            fates += [table.assign(layer=layer) for table in _fates(here, counted, rows, states)]
+            fates += [table.assign(layer=layer) for table in _fates(here, counted, rows, states, comparisons)]
     found = pd.concat(features, ignore_index=True)
     by_label = pd.concat(labels, ignore_index=True)
     if not num_classes:
@@ -90,7 +98,7 @@ def _counted(dictionary: Dictionary, codes: scipy.sparse.csr_array) -> Latents:
     rows = codes.shape[0]
     density = np.bincount(codes.indices[codes.data > 0], minlength=codes.shape[1]) / rows
     strength = np.sqrt(np.asarray(codes.astype(np.float64).power(2).sum(axis=0)).ravel() / rows)
-    return Latents(dictionary.directions.numpy(), density, strength)
+    return Latents(dictionary.directions.cpu().numpy(), density, strength, rows)
 
 
 def _fates(
@@ -98,26 +106,27 @@ def _fates(
     counted: Mapping[Name, Latents],
     rows: Mapping[str, PartRows],
     states: Sequence[str],
+    comparisons: Sequence[str],
 ) -> list[pd.DataFrame]:
-    """Of one layer."""
-    comparisons = {name.comparison for name in counted}
+    """Of one layer, of the comparisons that are wanted and have dictionaries."""
+    wanted = {name.comparison for name in counted} & set(comparisons)
     seeds = sorted({name.seed for name in counted})
     first, *later = states
     find = {(name.comparison, name.state, name.seed): latents for name, latents in counted.items()}
     tables = []
     for seed in seeds:
-        if "shared" in comparisons:
+        if "shared" in wanted:
             codes = {
                 name.state: codes_of(name, dictionary, rows[name.state], first)
                 for name, dictionary in dictionaries.items()
                 if name.comparison == "shared" and name.seed == seed
             }
             tables.append(shared_fates({state: codes[state] for state in states}, rows[first].text, seed))
-        if "stagewise" in comparisons:
+        if "stagewise" in wanted:
             after = {state: find["stagewise", state, seed] for state in later}
             control = {state: find[CONTROL, state, seed] for state in later}
             tables.append(stagewise_fates(find["stagewise", first, seed], after, control, seed))
-    if "independent" in comparisons and len(seeds) > 1:
+    if "independent" in wanted and len(seeds) > 1:
         tables.append(
             independent_fates({state: [find["independent", state, seed] for seed in seeds] for state in states})
         )

@@ -17,7 +17,7 @@ from bertdyn.geometry.moments import Moments
 from bertdyn.probing.cross_validation import make_folds
 from bertdyn.sae.baselines import pca_basis, random_dictionary
 from bertdyn.sae.dictionary import Dictionary, sparse_codes
-from bertdyn.sae.fidelity import Means, special_ids_of, splice_fidelity
+from bertdyn.sae.fidelity import WHERE, Means, special_ids_of, splice_fidelity
 from bertdyn.sae.metrics import Basis, Reconstruct, basis_of, measure
 from bertdyn.sae.sparse_probing import Features, sparse_probes, text_means
 from bertdyn.steps.extract import load_state
@@ -28,7 +28,7 @@ from bertdyn.steps.sae_training import CONTROL, Name
 from bertdyn.steps.sources import find_states
 
 FITTED_ROWS = 50_000
-"""Train rows, at most, that baselines are fitted to."""
+"""Train rows, about, that baselines are fitted to: every n-th of more."""
 NUM_FOLDS = 5
 SPARSE = (1, 5)
 """Latents that a sparse probe reads."""
@@ -67,9 +67,10 @@ class Baselines:
         )
 
     def means(self, layer: int, state: str, by_kind: Mapping[str, PartRows]) -> Means:
-        """Mean rows by kind of token."""
+        """Mean rows by kind of token, of those that `by_kind` has."""
         found = []
-        for rows in (by_kind["content"], by_kind["first"]):
+        for kind in ("content", "first"):
+            rows = by_kind.get(kind, by_kind["first"])  # what is not there is not replaced, either
             sums = [block.double().sum(dim=0) for block in rows.blocks(state, layer)]
             found.append((torch.stack(sums).sum(dim=0) / len(rows.numbers)).float())
         return Means(*found)
@@ -196,7 +197,7 @@ def sparse_probe_table(
             raw = _row_means(of, state, name.layer)
             add(name._replace(comparison="dimensions"), "dimensions", raw)
             pca = baselines.pca(state, name.layer, len(dictionary.scale), dictionary.scale)
-            add(name._replace(comparison="pca"), "pca", pca.encode(torch.from_numpy(raw)).numpy())
+            add(name._replace(comparison="pca"), "pca", pca.encode(torch.from_numpy(raw)).cpu().numpy())
     return pd.DataFrame(found)
 
 
@@ -221,7 +222,9 @@ def fidelity_table(
     part: str,
     baselines: Baselines,
     by_kind: Mapping[str, PartRows],
+    components: Mapping[tuple[str, int], int],
     seed: int,
+    device: torch.device,
 ) -> pd.DataFrame:
     """What the classifier of each state loses with reconstructions in place of a layer's rows.
 
@@ -230,7 +233,10 @@ def fidelity_table(
     dictionaries
         Those that take the rows' place.
     by_kind
-        "content", "first" → rows of the measured part, whose means are an ablation.
+        "content", "first" (of both, what there is) → train rows, whose means are an ablation. Only these kinds of rows
+        are replaced; both together, too, where there are both.
+    components
+        (state, layer) → principal components, and random directions, that stand beside a dictionary.
 
     Returns
     -------
@@ -245,7 +251,7 @@ def fidelity_table(
     tables = []
     for state in tqdm(states, desc="spliced classifiers", unit="state"):
         location = find_states(str(run.config.source_run_id), state)[0]
-        model = load_state(run.config, location, texts.data).eval()
+        model = load_state(run.config, location, texts.data).eval().to(device)
         of_state = {
             name: made for name, made in dictionaries.items() if name.state == state and name.comparison != CONTROL
         }
@@ -255,11 +261,13 @@ def fidelity_table(
             here = replacements.setdefault(name.layer, {})
             here[_key(name)] = basis_of(dictionary)
             if name.comparison == "independent" and name.seed == seed:
-                k = round(name.sparsity) if dictionary.k else 32
+                k = components[state, name.layer]
                 here["pca"] = baselines.pca(state, name.layer, k, dictionary.scale)
                 here["random_dictionary"] = basis_of(baselines.random(state, name.layer, dictionary, k))
                 means[name.layer] = baselines.means(name.layer, state, by_kind)
-        table = splice_fidelity(model, batches, replacements, means, special_ids_of(texts.tokenizer), seed=seed)
+        where = [place for place in WHERE if place in by_kind or (place == "both" and len(by_kind) == 2)]
+        special = special_ids_of(texts.tokenizer)
+        table = splice_fidelity(model, batches, replacements, means, special, where=where, seed=seed)
         tables.append(table.assign(state=state))
     table = pd.concat(tables, ignore_index=True)
     named = {_key(name): name for name in dictionaries}

@@ -9,15 +9,13 @@ from matplotlib.figure import Figure
 
 from bertdyn.plots.sae import plot_densities, plot_fidelity, plot_frontier, plot_sparse_probes
 from bertdyn.plots.sae_fates import plot_cosines, plot_fates
-from bertdyn.sae.fates import DIED, KEPT
 from bertdyn.sae.fidelity import NOTHING
+from bertdyn.steps.sae_fate_words import fate_lines
 from bertdyn.steps.sae_latents import LatentTables
 from bertdyn.steps.sae_training import CONTROL
 from bertdyn.tracking.tracker import Tracker
 
 MAX_SCALAR_KEYS = 100
-STRONGER = 2.0
-"""Ratio of the norms of what a latent contributes, from which on the report counts it."""
 TRAINED = ("independent", "shared", "stagewise")
 
 
@@ -43,6 +41,8 @@ class Studied(NamedTuple):
     latents: LatentTables
     examples: pd.DataFrame
     """What the pages show."""
+    shown_latents: pd.DataFrame
+    """The latents of the pages: partner, change, nearest, effect on the logits."""
     pages: Sequence[str]
     """Names of the files."""
     left_out: Sequence[str]
@@ -61,6 +61,7 @@ def write_report(tracker: Tracker, found: Studied) -> str:
         "features": found.latents.features,
         "feature_labels": found.latents.labels,
         "examples": found.examples,
+        "shown_latents": found.shown_latents,
     }
     tables = {name: table for name, table in tables.items() if not table.empty}
     for name, table in tables.items():
@@ -108,7 +109,7 @@ def _log_scalars(tracker: Tracker, found: Studied) -> None:
     """By layer and state, no more keys than one can look at; the step is the number of the state."""
     errors = found.errors[(found.errors["comparison"] == "independent") & (found.errors["sparsity"] == found.sparsity)]
     errors = errors[errors["rows"] == found.rows].groupby(["state", "layer"])
-    means = errors[["fvu_standardized", "fvu", "l0", "dead_share", "dense_share"]].mean()
+    means = errors[["fvu_standardized", "l0", "dead_share"]].mean()
     for step, state in enumerate(found.states):
         values: dict[str, float] = {}
         for layer in found.layers:
@@ -119,11 +120,11 @@ def _log_scalars(tracker: Tracker, found: Studied) -> None:
             own = own[(own["state"] == state) & (own["replacement"] == "dictionary") & (own["where"] == found.rows)]
             for layer, of in own.groupby("layer"):
                 values[f"sae/agreement/layer_{layer:02d}"] = float(of["agreement"].mean())
-                values[f"sae/kl/layer_{layer:02d}"] = float(of["kl"].mean())
         if len(found.latents.shares):
             shares = found.latents.shares[found.latents.shares["state"] == state]
-            for row in shares[shares["fate"].isin(["born", "died", "rotated"])].itertuples():
-                values[f"sae/{row.fate}_above_floor/{row.comparison}/{row.side}/layer_{row.layer:02d}"] = row.excess
+            changed = shares[~shares["fate"].isin(["kept", "unstable"])]
+            for (comparison, fate), of in changed.groupby(["comparison", "fate"]):  # mean over layers and sides
+                values[f"sae/{comparison}/{fate}_above_floor"] = float(of["excess"].mean())
         tracker.log_metrics(dict(list(values.items())[:MAX_SCALAR_KEYS]), step)
 
 
@@ -142,7 +143,7 @@ def _lines(found: Studied) -> Iterator[str]:
     for sentence in found.left_out:
         yield f"Left out: {sentence}"
         yield ""
-    yield from _fate_words(found)
+    yield from fate_lines(found.latents.shares, found.latents.fates, found.states)
     yield "### Error and sparsity"
     yield ""
     yield from _error_lines(found)
@@ -150,56 +151,6 @@ def _lines(found: Studied) -> Iterator[str]:
         yield from _fidelity_lines(found)
     if len(found.probes):
         yield from _probe_lines(found)
-
-
-def _fate_words(found: Studied) -> Iterator[str]:
-    shares = found.latents.shares
-    if shares.empty:
-        return
-    last = found.states[-1]
-    yield f"### What became of the latents of {found.states[0]}, in {last}"
-    yield ""
-    yield "| layer | comparison | fate | share | without fine-tuning (floor) | difference (95 % over seeds) |"
-    yield "|---|---|---|---|---|---|"
-    for row in shares[shares["state"] == last].itertuples():
-        if row.fate in ("unstable",) or (row.side == "after" and row.fate != "born"):
-            continue
-        interval = ""
-        if np.isfinite(row.excess_low):
-            interval = f" ({100 * row.excess_low:+.1f} … {100 * row.excess_high:+.1f})"
-        yield (
-            f"| {row.layer} | {row.comparison} | {row.fate} | {row.share:.1%} | {row.floor:.1%} | "
-            f"{100 * row.excess:+.1f} points{interval} |"
-        )
-    for row in _strength_shares(found).itertuples():
-        yield (
-            f"| {row.layer} | {row.comparison} | {row.change} | {row.share:.1%} | {row.floor:.1%} | "
-            f"{100 * (row.share - row.floor):+.1f} points |"
-        )
-    yield ""
-    yield (
-        f"Kept, rotated, died, independent: matched one to one, cosine from {KEPT}, below, below {DIED}; of other "
-        "seeds in the later state, and for the floor in the own. Stagewise: continued on the later state, floor: as "
-        "long on the first again; rotated is below what 95 % of the floor keeps. Shared: one dictionary, on in one "
-        "state only; "
-        "floor: two halves of the texts of one state. Only the difference says something of fine-tuning."
-    )
-    yield ""
-
-
-def _strength_shares(found: Studied) -> pd.DataFrame:
-    """How many latents that keep their number contribute far more or far less in the last state than in the first."""
-    fates = found.latents.fates
-    fates = fates[(fates["state"] == found.states[-1]) & (fates["side"] == "both")]
-    rows = []
-    for (layer, comparison), of in fates.groupby(["layer", "comparison"]):
-        for change, is_so in (
-            (f"norm ×{STRONGER:g} or more", lambda ratio: ratio >= STRONGER),
-            (f"norm ×{1 / STRONGER:g} or less", lambda ratio: ratio <= 1 / STRONGER),
-        ):
-            share, floor = (is_so(of[column]).mean() for column in ("norm_ratio", "floor_norm_ratio"))
-            rows.append({"layer": layer, "comparison": comparison, "change": change, "share": share, "floor": floor})
-    return pd.DataFrame(rows, columns=["layer", "comparison", "change", "share", "floor"])
 
 
 def _error_lines(found: Studied) -> Iterator[str]:
@@ -221,7 +172,15 @@ def _error_lines(found: Studied) -> Iterator[str]:
             f"{row['dead_share']:.1%} | {row['dense_share']:.1%} |"
         )
     yield ""
+    if {"shared", "stagewise"} & set(errors["comparison"]):
+        yield (
+            "A stage-wise dictionary is trained once more, at a lower rate, on each later state; a shared one sees the "
+            "rows of all states in each of as many steps. Compare errors within a kind."
+        )
+        yield ""
+    yield from _warnings(errors)
     other = found.errors[(found.errors["rows"] != found.rows) & found.errors["comparison"].eq("independent")]
+    other = other.dropna(subset=["fvu_standardized"])  # rows that are all the same have no error
     other = other.dropna(subset=["fvu_standardized"])  # at the embeddings, all first tokens are alike
     if len(other):
         kind = other["rows"].iloc[0]
@@ -236,20 +195,40 @@ def _error_lines(found: Studied) -> Iterator[str]:
         yield ""
 
 
+def _warnings(errors: pd.DataFrame) -> Iterator[str]:
+    """Dictionaries that are no better than what needs no training."""
+    trained = errors[errors["comparison"].isin(TRAINED)].groupby(["layer", "state"])["fvu_standardized"].max()
+    plain = errors[errors["comparison"].isin(["pca", "random_dictionary"])]
+    plain = plain.groupby(["layer", "state"])["fvu_standardized"].min()
+    worse = [f"layer {layer} of {state}" for (layer, state), error in trained.items() if error >= plain[layer, state]]
+    if worse:
+        yield (
+            f"**No better than PCA or random directions: {', '.join(worse)}.** Their latents say little: train on more "
+            "rows, for more passes, or fewer latents."
+        )
+        yield ""
+
+
 def _state_order(found: Studied, state: str) -> int:
     return found.states.index(state) if state in found.states else len(found.states)
 
 
 def _fidelity_lines(found: Studied) -> Iterator[str]:
     table = _one_comparison(found.fidelity)
-    yield "### What the classifier loses with reconstructions in place of a layer's rows"
-    yield ""
-    yield "| layer | state | rows | by | accuracy | as it is | same label | KL (nats) | recovered (KL, of mean) |"
-    yield "|---|---|---|---|---|---|---|---|---|"
     columns = ["accuracy", "accuracy_clean", "agreement", "kl", "recovered_kl_mean"]
     means = table.groupby(["layer", "state", "where", "replacement"], sort=False)[columns].mean()
-    mean = means.xs("mean", level="replacement")["kl"].groupby(["layer", "where"]).max()
-    without_cost = set(mean[mean < NOTHING].index)
+    ablated = means.xs("mean", level="replacement")["kl"].groupby(["layer", "where"]).max()
+    without_cost = set(ablated[ablated < NOTHING].index)
+    yield "### What the classifier loses with reconstructions in place of a layer's rows"
+    yield ""
+    if without_cost:
+        named = ", ".join(f"layer {layer} {where}" for layer, where in sorted(without_cost))
+        yield f"Not shown, since even their mean costs the classifier nothing there: {named}."
+        yield ""
+    if len(without_cost) == len(ablated):
+        return
+    yield "| layer | state | rows | by | accuracy | as it is | same label | KL (nats) | recovered (KL, of mean) |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for (layer, state, where, replacement), row in means.iterrows():  # type: ignore[misc]
         if where == "both" or replacement in ("zero", "random_dictionary") or (layer, where) in without_cost:
             continue
@@ -259,10 +238,6 @@ def _fidelity_lines(found: Studied) -> Iterator[str]:
             f"{row['agreement']:.1%} | {row['kl']:.4f} | {recovered} |"
         )
     yield ""
-    if without_cost:
-        named = ", ".join(f"layer {layer} {where}" for layer, where in sorted(without_cost))
-        yield f"Not shown, since even their mean costs the classifier nothing there: {named}."
-        yield ""
 
 
 def _probe_lines(found: Studied) -> Iterator[str]:
@@ -270,14 +245,19 @@ def _probe_lines(found: Studied) -> Iterator[str]:
     own = own[own["sparsity"] == found.sparsity]
     yield f"### The label in one latent, or in five (largest class {own['majority'].iloc[0]:.3f})"
     yield ""
-    yield "| layer | state | basis | 1 | 5 |"
+    yield "| layer | state | basis | 1 (95 % over texts) | 5 |"
     yield "|---|---|---|---|---|"
-    table = own.pivot_table(index=["layer", "state", "basis"], columns="size", values="accuracy", sort=False)
+    values = ["accuracy", "accuracy_low", "accuracy_high"]  # of several seeds, their means
+    table = own.pivot_table(index=["layer", "state", "basis"], columns="size", values=values, sort=False)
     for (layer, state, basis), row in sorted(
         table.iterrows(),
         key=lambda item: (item[0][0], _state_order(found, item[0][1]), item[0][2]),  # type: ignore[index]
     ):
-        yield f"| {layer} | {state} | {basis} | {row[1]:.3f} | {row[5]:.3f} |"
+        cells = [
+            f"{row['accuracy', size]:.3f} ({row['accuracy_low', size]:.3f} – {row['accuracy_high', size]:.3f})"
+            for size in (1, 5)
+        ]
+        yield f"| {layer} | {state} | {basis} | {' | '.join(cells)} |"
     yield ""
 
 

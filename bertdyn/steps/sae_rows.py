@@ -76,7 +76,7 @@ def part_rows(
             f"--rows {kind!r}: the features in {store.folder} have no rows of that kind; they have "
             f"{', '.join(arrays)}; extract with --rows {wanted}"
         )
-    array = {"content": "tokens", "mean": "mean", "first": "first" if "first" in arrays else "tokens"}[kind]
+    array = array_of(store, kind)
     if array not in arrays:
         raise InputError(f"--rows first: the features in {store.folder} have no rows of it; extract with --rows tokens")
     _check_layers(store, layers, array)
@@ -95,6 +95,13 @@ def part_rows(
     at = np.concatenate(numbers)
     dataset = RowDataset(store, array, states, layers, at)
     return PartRows(store, array, dataset, at, np.concatenate(texts), pd.concat(tables, ignore_index=True))
+
+
+def array_of(store: FeatureStore, kind: str) -> str:
+    """The kind of array that has rows of a kind; first tokens are taken from all tokens, where those are stored."""
+    if kind == "first":
+        return "tokens" if "tokens" in store.manifest.arrays else "first"
+    return {"content": "tokens", "mean": "mean"}[kind]
 
 
 def _check_layers(store: FeatureStore, layers: Sequence[int], array: str) -> None:

@@ -1,8 +1,10 @@
 """Which dictionaries a run has, and their training: as many at once as memory takes, resumed where a run was cut."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
+from bertdyn.files import write_json
 from bertdyn.sae.dictionaries import Dictionaries
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.rows import Standardisation, TrainingRows, standardisation_of
@@ -77,8 +80,11 @@ def recipe_of(config: SaeConfig, width: int, sparsity: float) -> Recipe:
         If k does not fit the number of latents.
     """
     latents = config.width or round(config.expansion_factor * width)
+    if latents < 2:
+        raise InputError(f"--expansion_factor {config.expansion_factor:g}: {latents} latents of {width} dimensions")
     if config.activation != "relu" and sparsity >= latents:
-        raise InputError(f"--k {sparsity:g}: a dictionary has {latents} latents; accepted are fewer, such as 32")
+        flag = "k" if sparsity == config.k else "frontier"
+        raise InputError(f"--{flag} {sparsity:g}: a dictionary has {latents} latents; accepted are 1 to {latents - 1}")
     relu = config.activation == "relu"
     return Recipe(
         activation=config.activation,
@@ -93,7 +99,8 @@ def recipe_of(config: SaeConfig, width: int, sparsity: float) -> Recipe:
 
 def check_size(config: SaeConfig, rows: PartRows, width: int) -> None:
     """Raise an `InputError` if the rows are too few for the dictionaries, saying what fits."""
-    latents, there = recipe_of(config, width, config.sparsities()[0]).num_latents, len(rows.numbers)
+    latents = [recipe_of(config, width, sparsity) for sparsity in config.sparsities()][0].num_latents
+    there = len(rows.numbers)
     if there < ROWS_PER_LATENT * latents:
         raise InputError(
             f"--width: {there:,} rows of {config.train_parts} are too few for {latents:,} latents "
@@ -108,7 +115,7 @@ def check_size(config: SaeConfig, rows: PartRows, width: int) -> None:
 def train_all(
     config: SaeConfig, tracker: Tracker, accelerator: Accelerator, stores: Stores, layers: Sequence[int]
 ) -> dict[Name, Dictionary]:
-    """Train every dictionary of the run; what an earlier attempt trained is taken from its folder.
+    """Train every dictionary of the run; a resumed one goes on from the last complete epoch of each training.
 
     Raises
     ------
@@ -119,10 +126,21 @@ def train_all(
     rows = part_rows(stores.run, stores.states, layers[:1], config.rows, choices(config.train_parts, "train_parts"))
     width = rows.dataset.batch(np.zeros(1, dtype=int)).shape[-1]
     check_size(config, rows, width)
-    at_once = _layers_at_once(config, stores, width, accelerator.device)
+    at_once = _as_before(tracker.folder / TRAINING, _layers_at_once(config, stores, width, accelerator.device))
     for start in range(0, len(layers), at_once):
-        found |= _Chunk(config, tracker, accelerator, stores, layers[start : start + at_once]).train()
+        chunk = layers[start : start + at_once]
+        label = "" if len(chunk) == len(layers) else f"/layers_{'_'.join(map(str, chunk))}"
+        found |= _Chunk(config, tracker, accelerator, stores, chunk, label).train()
     return found
+
+
+def _as_before(folder: Path, layers: int) -> int:
+    """How many layers an interrupted attempt trained at once, whatever memory is free now; `layers` for a new run."""
+    file = folder / "layers_at_once.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, layers)
+    return int(json.loads(file.read_text()))
 
 
 def _layers_at_once(config: SaeConfig, stores: Stores, width: int, device: torch.device) -> int:
@@ -139,10 +157,17 @@ class _Chunk:
     """Some layers, all of whose dictionaries are trained side by side."""
 
     def __init__(
-        self, config: SaeConfig, tracker: Tracker, accelerator: Accelerator, stores: Stores, layers: Sequence[int]
+        self,
+        config: SaeConfig,
+        tracker: Tracker,
+        accelerator: Accelerator,
+        stores: Stores,
+        layers: Sequence[int],
+        label: str,
     ) -> None:
         self.config, self.tracker, self.accelerator = config, tracker, accelerator
         self.states, self.layers, self.seeds = stores.states, layers, config.seed_list()
+        self.label = label  # of the training's metrics
         self.main, *self.further = config.sparsities()
         parts = choices(config.train_parts, "train_parts")
         self.rows = part_rows(stores.run, stores.states, layers, config.rows, parts).dataset
@@ -233,7 +258,8 @@ class _Chunk:
 
         def report(progress: Progress) -> None:
             if progress.epoch:
-                self.tracker.log_metrics({f"train/fvu_{phase}_{layers}": progress.metrics["train/fvu"]}, progress.epoch)
+                name = f"train/fvu/{phase}{self.label}"
+                self.tracker.log_metrics({name: progress.metrics["train/fvu"]}, progress.epoch)
 
         train_dictionaries(
             self.accelerator,
@@ -244,6 +270,7 @@ class _Chunk:
             state_file=state_file,
             listeners=[AtEpochEnd(report)],
         )
+        self.accelerator.free_memory()  # it keeps every model and optimiser that it prepared
         return model
 
     def _named(

@@ -154,6 +154,57 @@ def test_predictions_are_marked_where_they_are_wrong():
     assert ["✗" in line for line in lines] == [False, False, True]
 
 
+def test_words_of_the_list_stand_apart():
+    """As chips: of punctuation, a list with commas cannot be read."""
+    peaks = [[Word([Piece(text, 1.0)], True, 0)] for text in (".", ",", "film", ".")]
+    groups = [ExampleGroup("Strongest", [example(words) for words in peaks])]
+    parsed = Parsed(feature_page(page([card(sides=[side(groups=groups), None])])))
+    assert parsed.texts("bdi", class_="chip") == [".", ",", "film"] * 2  # of the list, and of the card
+    [cell] = [text for text in parsed.texts("td", class_="wide") if "film" in text]
+    assert cell.split() == ["○", ".", ",", "film", "●", "–"]
+
+
+def test_a_fate_without_a_sign_has_a_dot():
+    parsed = Parsed(feature_page(page([card(fate="turned"), card(fate="kept"), card(50, 60, fate="")])))
+    assert parsed.texts("span", class_="fate other") == ["· turned"] * 2
+    assert parsed.texts("span", class_="fate kept") == ["= kept"] * 2
+    [select] = parsed.texts("select", id_="fate")
+    assert select == "allkeptturned"
+
+
+def test_a_page_of_one_state_has_one_column_and_compares_nothing():
+    found = feature_page(page([card(sides=[side(neighbours=())])], states=("best",), densities=[Histogram([1], -5, 0)]))
+    parsed, two = Parsed(found), Parsed(feature_page(page([card()])))
+    assert [a["aria-label"] for tag, a, _ in parsed.elements if tag == "section"] == ["best"]
+    assert parsed.texts("h2") == ["1 latents", "Latent 12"]
+    heads = [text for text in parsed.texts("th", scope="col", **{"data-sort": "1"})]
+    assert heads == two.texts("th", scope="col", **{"data-sort": "1"})[:-3]
+    text = "".join(parsed.texts("main"))
+    for said in ("cosine", "norm ratio", "change 0", "●", "nearest in"):
+        assert said not in text, said
+        assert said in "".join(two.texts("main")), said
+    assert [a["value"] for tag, a, _ in parsed.elements if tag == "option" and a["value"] != ""] == ["rotated", "0"]
+    with pytest.raises(ValueError, match="a page of 3 states"):
+        feature_page(page([], states=("a", "b", "c")))
+
+
+def test_latents_of_several_dictionaries_of_a_state_are_told_apart():
+    """12 of seed 1 and 12 of seed 2 are two latents, and so are 12 and 12 of a pair."""
+    left = [
+        side(n, dictionary="seed 0", neighbours=[Neighbour(12, 0.9, of)]) for n, of in ((12, "seed 2"), (7, "seed 1"))
+    ]
+    right = [side(12, dictionary=of, neighbours=()) for of in ("seed 1", "seed 2")]
+    cards = [card(sides=[one, other]) for one, other in zip(left, right, strict=True)]
+    parsed = Parsed(feature_page(page([*cards, card(None, 9, absent="Two seeds say nothing of it.")])))
+    assert parsed.texts("h2")[1:3] == ["Latent 12 → 12", "Latent 7 → 12"]
+    near = [text for text in parsed.texts("p", class_="soft") if text.startswith("nearest")]
+    assert near[:2] == ["nearest in fine-tuned, seed 2: 12 (0.90)", "nearest in fine-tuned, seed 1: 12 (0.90)"]
+    links = [a["href"] for tag, a, texts in parsed.elements if tag == "a" and texts == ["12"]]
+    assert links == ["#card-2", "#card-1"]
+    assert "● fine-tuned latent 12, seed 1" in parsed.texts("h3")
+    assert parsed.texts("p", class_="none") == ["Two seeds say nothing of it."]
+
+
 def test_links_lead_to_cards_of_the_page():
     parsed = Parsed(feature_page(page([card(12, 34), card(50, 60), card(34, None)])))
     ids = [a["id"] for _, a, _ in parsed.elements if "id" in a]

@@ -86,21 +86,22 @@ def sparse_probes(layers=LAYERS, states=TWO):
 
 
 SHARES = {
-    ("independent", "before"): {
-        "kept": (0.4, 0.55),
-        "rotated": (0.15, 0.05),
-        "died": (0.15, 0.1),
-        "unstable": (0.3, 0.3),
-    },
-    ("independent", "after"): {"born": (0.2, 0.1), "kept": (0.4, 0.5), "rotated": (0.1, 0.1), "unstable": (0.3, 0.3)},
+    ("independent", "before"): {"kept": (0.6, 0.8), "rotated": (0.2, 0.08), "died": (0.2, 0.12)},
+    ("independent", "after"): {"born": (0.25, 0.1), "kept": (0.6, 0.8), "rotated": (0.15, 0.1)},
     ("stagewise", "both"): {
         "born": (0.03, 0.01),
         "kept": (0.65, 0.93),
-        "rotated": (0.27, 0.05),
+        "turned": (0.27, 0.05),
         "died": (0.05, 0.01),
         "unstable": (0.01, 0.01),
     },
-    ("shared", "both"): {"born": (0.06, 0.02), "kept": (0.89, 0.96), "died": (0.05, 0.02)},
+    ("shared", "both"): {
+        "born": (0.04, 0.01),
+        "doubled": (0.17, 0.0),
+        "kept": (0.64, 0.98),
+        "halved": (0.12, 0.0),
+        "died": (0.03, 0.01),
+    },
 }
 
 
@@ -131,7 +132,9 @@ def fates(layers=LAYERS, states=("best",), latents=400):
                 names = {"comparison": comparison, "side": side, "layer": layer, "state": state, "fate": "kept"}
                 found.append(pd.DataFrame({"cosine": cosine, "floor_cosine": floor}).assign(**names))
     table = pd.concat(found, ignore_index=True)
+    table["floor_fate"] = "kept"
     table.loc[table.index[::10], "fate"] = "died"
+    table.loc[table.index[5::10], "floor_fate"] = "died"
     return table
 
 
@@ -150,6 +153,9 @@ FIGURES = {
     "fates": cache(lambda: (table := shares(), plot_fates(table, "What became of latents, MiniLM on SST-2"))),
     "fates, many": cache(lambda: (table := shares(range(1, 13), MANY[1:]), plot_fates(table, "t"))),
     "fates, one": cache(lambda: (table := shares((4,)), plot_fates(table[table["comparison"] == "shared"], "t"))),
+    "fates, none stable": cache(
+        lambda: (table := shares((2, 4)).query("comparison != 'independent' or layer == 4"), plot_fates(table, "t"))
+    ),
     "cosines": cache(lambda: (table := fates(), plot_cosines(table, "Cosines, MiniLM on SST-2"))),
     "cosines, many": cache(lambda: (table := fates(range(1, 13), MANY[1:]), plot_cosines(table, "t"))),
 }
@@ -257,8 +263,11 @@ def test_each_fate_stands_beside_its_floor():
     table, figure = FIGURES["fates"]()
     assert len(figure.axes) == 9
     assert legend(figure) == ["best", "floor"]
-    five = "born kept rotated died unstable"
-    shown = [(("independent", "before"), five), (("stagewise", "both"), five), (("shared", "both"), "born kept died")]
+    shown = [
+        (("independent", "before"), "born kept rotated died"),
+        (("stagewise", "both"), "born kept turned died unstable"),
+        (("shared", "both"), "born doubled kept halved died"),
+    ]
     for i, (comparison, fates) in enumerate(shown):
         for j, layer in enumerate(LAYERS):
             axes = figure.axes[3 * i + j]
@@ -273,14 +282,27 @@ def test_each_fate_stands_beside_its_floor():
                 assert bar.get_height() == of_layer.loc[(side, fate), "share"]
                 assert floor.get_height() == of_layer.loc[(side, fate), "floor"]
                 assert floor.get_x() == pytest.approx(bar.get_x() + bar.get_width())
-            ends = axes.containers[0].lines[2][0].get_segments()[1][:, 1]
+            ends = axes.containers[0].lines[2][0].get_segments()[fates.split().index("kept")][:, 1]
             kept = of_layer.loc[(comparison[1], "kept")]
             np.testing.assert_allclose(ends, [kept["share_low"], kept["share_high"]])
     many = FIGURES["fates, many"]()[1]
     assert many.get_suptitle() == "t\n4 of 12 layers, 3 of 10 states"
     assert legend(many) == ["epoch 1", "epoch 5", "best", "floor"]
+    assert "95 % intervals over seeds of dictionaries, of one fine-tuning" in note(figure)
+    assert "independent: shares of stable latents" in note(figure)
     bare = table.assign(share_low=np.nan, share_high=np.nan, floor_low=np.nan, floor_high=np.nan)
-    assert "intervals" not in plot_fates(bare, "t").legends[0].get_title().get_text()
+    assert "intervals" not in note(plot_fates(bare, "t"))
+    assert "turned: by more than 95 % of the floor's, however little" in note(figure)
+    assert "stable" not in note(FIGURES["fates, one"]()[1])
+    assert "turned" not in note(FIGURES["fates, one"]()[1])
+    [first, second] = FIGURES["fates, none stable"]()[1].axes[:2]
+    assert [text.get_text() for text in first.texts] == ["no stable latents"]
+    assert not second.texts
+    assert len(second.get_xticklabels()) == 4
+
+
+def note(figure):
+    return figure.legends[0].get_title().get_text()
 
 
 def test_cosines_are_shares_of_latents_below():
@@ -290,7 +312,9 @@ def test_cosines_are_shares_of_latents_below():
     for i, axes in enumerate(figure.axes):
         comparison, side = (("independent", "before"), ("stagewise", "both"))[i // 3]
         rows = table[(table["comparison"] == comparison) & (table["side"] == side) & (table["layer"] == LAYERS[i % 3])]
-        rows = rows[(rows["fate"] == "kept") | (comparison == "independent")]
+        numbered = (rows["fate"] == "kept") & (rows["floor_fate"] == "kept")
+        rows = rows[numbered | (comparison == "independent")]
+        assert len(rows) == (400 if comparison == "independent" else 320)
         for name, column in (("best", "cosine"), ("floor", "floor_cosine")):
             expected = ecdf(rows[column]).cdf
             drawn = lines(axes)[name][0][1:]

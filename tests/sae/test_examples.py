@@ -13,7 +13,7 @@ from bertdyn.features.extraction import extract_state
 from bertdyn.features.store import FeatureStore
 from bertdyn.sae import examples as module
 from bertdyn.sae.dictionary import Dictionary, encode, sparse_codes
-from bertdyn.sae.examples import add_words, example_tokens, latent_examples
+from bertdyn.sae.examples import add_words, example_tokens, latent_examples, text_tokens
 from tests.features.test_aligned import random_states, write_store
 from tests.features.texts import make_model, make_store, make_texts
 
@@ -142,7 +142,10 @@ def test_encoding_the_shown_token_again_gives_the_shown_activation(encoded):
 
 def test_texts_of_examples_hold_the_shown_activation_and_every_other(encoded, monkeypatch):
     store, _, _, dictionary, shown = encoded
-    found = example_tokens(store, "pretrained", LAYER, dictionary, shown)
+    array, examples = store.array("tokens", "pretrained", LAYER), store.examples()
+    examples = examples[examples["part"] == "probe"]
+    every = text_tokens(store, examples)
+    found = example_tokens(array, dictionary, shown, every, examples)
     pairs = shown[["latent", "example_id"]].drop_duplicates()
     assert found[["latent", "example_id"]].drop_duplicates().to_numpy().tolist() == pairs.to_numpy().tolist()
     merged = shown.merge(found, on=["latent", "example_id", "row", "position"], how="left")
@@ -158,7 +161,7 @@ def test_texts_of_examples_hold_the_shown_activation_and_every_other(encoded, mo
         assert "".join(content["piece"]) == "".join(text.split())  # every character once, in its own case
         assert "".join(content.drop_duplicates("word_id")["word"]) == "".join(text.split())
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
-    pd.testing.assert_frame_equal(example_tokens(store, "pretrained", LAYER, dictionary, shown), found)
+    pd.testing.assert_frame_equal(example_tokens(array, dictionary, shown, every, examples), found)
 
 
 def test_texts_of_examples_end_with_their_first_window(tmp_path):
@@ -170,19 +173,36 @@ def test_texts_of_examples_end_with_their_first_window(tmp_path):
         tokens[name] = np.where(tokens["is_special"], -1, content + (name == "char_end"))
     tokens["segment"] = np.where(tokens["is_special"], -1, 0)
     tokens.to_parquet(store.folder / "tokens.parquet", index=False)
+    examples = store.examples().query("part == 'probe'").drop(4)  # a text in between is left out
+    tokens, array = text_tokens(store, examples), store.array("tokens", "best", 1)
+    assert "".join(tokens["token"]) == "[abc][abcdef]ab][][a][a[b]"
     shown = pd.DataFrame({"latent": [1, 2], "example_id": ["id-0005", "id-0003"]})
-    found = example_tokens(store, "best", 1, dictionary, shown)
+    found = example_tokens(array, dictionary, shown, tokens, examples)
     assert found["token"].tolist() == list("[abcdef][abc]")
+    for latent, of in found.groupby("latent"):
+        expected = encode(dictionary, torch.from_numpy(array[of["row"]]))[:, latent]
+        np.testing.assert_allclose(of["activation"], expected, rtol=1e-6)
     for wrong, said in (
-        (shown.assign(example_id="id-9"), "no example 'id-9'"),
+        (shown.assign(example_id="id-0004"), "no example 'id-0004'; the first is 'id-0003'"),
         (shown.assign(latent=NUM_LATENTS), f"no latent {NUM_LATENTS}"),
     ):
         with pytest.raises(InputError, match=said):
-            example_tokens(store, "best", 1, dictionary, wrong)
-    with pytest.raises(InputError, match="width 5 in layer 1; the dictionary is of width 6"):
-        example_tokens(store, "best", 1, random_dictionary(6), shown)
-    with pytest.raises(InputError, match="no layer 9"):
-        example_tokens(store, "best", 9, dictionary, shown)
+            example_tokens(array, dictionary, wrong, tokens, examples)
+    with pytest.raises(InputError, match="rows of width 5; the dictionary is of width 6"):
+        example_tokens(array, random_dictionary(6), shown, tokens, examples)
+
+
+def test_only_the_rows_between_the_texts_are_read(tmp_path, monkeypatch):
+    store = write_store(tmp_path / "store", random_states())
+    tokens = store.tokens().assign(segment=0, word_id=0, char_start=0, char_end=1)
+    tokens.to_parquet(store.folder / "tokens.parquet", index=False)
+    read, every = [], FeatureStore.tokens
+    monkeypatch.setattr(FeatureStore, "tokens", lambda *args: (read.append(every(*args)), read[-1])[1])
+    examples = store.examples().iloc[3:6]
+    found = text_tokens(store, examples)
+    span = list(range(examples["first_row"].min(), (examples["first_row"] + examples["n_rows"]).max()))
+    assert [of["row"].tolist() for of in read] == [span]
+    assert found["row"].tolist() == tokens.query("row in @span and window_id == 0")["row"].tolist()
 
 
 def test_words_are_those_of_the_original_text():

@@ -100,3 +100,14 @@ def test_what_cannot_be_read(checkpoints):
         options = {"dictionary": dictionary, "layer": LAYER, "texts": ["a"]} | change
         with pytest.raises(InputError, match=said):
             read_text(model, tokenizer, **options)
+
+
+def test_a_dictionary_of_another_layer_or_model_is_refused(checkpoints):
+    model, tokenizer, dictionary = setup(checkpoints, "bert")
+    metadata = {"layer": LAYER, "state": "best", "model": "sst2-bert-s0", "depth": 3}
+    read = read_text(model, tokenizer, dictionary, LAYER, ["a"], metadata=metadata)
+    pd.testing.assert_frame_equal(read, read_text(model, tokenizer, dictionary, LAYER, ["a"]))
+    with pytest.raises(InputError, match="layer 1: the dictionary is of layer 2 of sst2-bert-s0, state best"):
+        read_text(model, tokenizer, dictionary, 1, ["a"], metadata=metadata)
+    with pytest.raises(InputError, match=r"the model has 3 layers; .*sst2-bert-s0, state best, a model of 12 layers"):
+        read_text(model, tokenizer, dictionary, LAYER, ["a"], metadata=metadata | {"depth": 12})
