@@ -11,8 +11,9 @@ from entrypoints.fine_tune import see_it
 DESCRIPTION = (
     "Train sparse dictionaries on the layers of an extract run, before and after fine-tuning: shared by all states, "
     "continued from state to state, and independent ones that are matched. Says which latents were born, kept, "
-    "rotated or died beside what happens without fine-tuning, how good the dictionaries are beside PCA, random "
-    "directions and random weights, and what the classifier loses with reconstructions in place; with pages to read."
+    "turned, grew, faded or died beside what happens without fine-tuning, how good the dictionaries are beside PCA, "
+    "random directions and random weights, and what the classifier loses with reconstructions in place; with pages "
+    "to read."
 )
 
 

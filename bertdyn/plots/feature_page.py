@@ -1,4 +1,4 @@
-"""One page of what the latents of a dictionary read, one state or two side by side: a file that needs nothing beside it.
+"""A page of what the latents of a dictionary read, one state or two side by side: a file that needs nothing beside it.
 
 The page is data in, HTML out. It opens where MLflow shows artifacts, in a frame without an origin of its own (no
 storage, no downloads, links within the page only), and says by its content security policy that it loads nothing and

@@ -27,6 +27,11 @@ FLOORS = {  # what the floor is
     "stagewise": "continued on the first state again",
     "shared": "two halves of the texts of one state",
 }
+WORDS = {  # what cannot be known from the name of a fate
+    "independent": "independent: shares of stable latents (born: of the later state's)",
+    "stagewise": "turned: by more than 95 % of the floor's, however little",
+    "shared": "doubled, halved: on in twice as many rows or more, in half as many or fewer (q < 0.05)",
+}
 FLOOR_LOOK: dict[str, Any] = {"facecolor": "white", "edgecolor": "#7F7F7F", "hatch": "////", "linewidth": 0.6}
 MAX_LAYERS_ACROSS = 4
 MAX_STATES_IN_BARS = 3
@@ -62,21 +67,11 @@ def plot_fates(shares: pd.DataFrame, title: str) -> Figure:
         _bars(axes, panel, states)
         tidy(axes, f"{COMPARISONS[comparison]}\nlayer {layer}", "", "share of latents")
         axes.set_ylim(0, 1)
-    bars = ["bars: 95 % intervals over seeds of dictionaries, of one fine-tuning"]
-    stable = ["independent: shares of stable latents (born: of the later state's)"]
-    turned = ["turned: by more than 95 % of the floor's, however little"]
-    doubled = ["doubled, halved: on in twice as many rows or more, in half as many or fewer (q < 0.05)"]
-    note = "\n".join(
-        [
-            *_floors(comparisons),
-            *(stable if "independent" in comparisons else []),
-            *(turned if "stagewise" in comparisons else []),
-            *(doubled if "shared" in comparisons else []),
-            *(bars if shares["share_low"].notna().any() else []),
-        ]
-    )
+    notes = [*_floors(comparisons), *(WORDS[comparison] for comparison in comparisons)]
+    if shares["share_low"].notna().any():
+        notes.append("bars: 95 % intervals over seeds of dictionaries, of one fine-tuning")
     hatched = {"floor": Patch(**FLOOR_LOOK)}
-    legend_below(figure, list(map(state_name, states)), columns=5, note=note, more=hatched)
+    legend_below(figure, list(map(state_name, states)), columns=5, note="\n".join(notes), more=hatched)
     return figure
 
 

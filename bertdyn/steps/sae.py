@@ -20,6 +20,7 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.sae.config import COMPARISONS
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.export import save_dictionary
+from bertdyn.sae.fates import MIN_SEEDS
 from bertdyn.sae.rows import standardisation_of
 from bertdyn.steps.config import SaeConfig, choices
 from bertdyn.steps.extract_runs import (
@@ -193,7 +194,7 @@ def _study(
         examples=pd.DataFrame(),
         shown_latents=pd.DataFrame(),
         pages=[],
-        left_out=[*left_out, *_not_made(config, measured)],
+        left_out=[*left_out, *_not_made(config, measured, states)],
     )
     if measured.by_token:
         shown, latents_shown, pages = write_pages(
@@ -203,9 +204,13 @@ def _study(
     return SaeResult(errors, latents.features, write_report(tracker, found))
 
 
-def _not_made(config: SaeConfig, measured: PartRows) -> list[str]:
-    """What this kind of rows cannot have."""
+def _not_made(config: SaeConfig, measured: PartRows, states: Sequence[str]) -> list[str]:
+    """What these rows, states and seeds cannot have."""
     found = []
+    if len(states) == 1:
+        found.append("what became of latents: there is one state.")
+    elif len(config.seed_list()) < MIN_SEEDS and "independent" in str(config.comparisons):
+        found.append("fates of independent dictionaries' latents: they need three seeds (--seeds 0,1,2).")
     if not measured.by_token:
         found.append("pages of features: the features have no rows of single tokens (extract with --rows tokens).")
     if config.rows == "mean" and config.fidelity:

@@ -95,9 +95,10 @@ def _figures(found: Studied) -> Iterator[tuple[str, Figure]]:
         yield "sparse_probes", plot_sparse_probes(own, f"The label in one latent, or in five: {label}")
     if len(found.latents.shares):
         yield "fates", plot_fates(found.latents.shares, f"What became of the latents: {label}")
-        directed = found.latents.fates[found.latents.fates["comparison"] != "shared"]
-        if len(directed):
-            yield "cosines", plot_cosines(directed, f"How far latents turned: {label}")
+    fates = found.latents.fates
+    if len(fates) and fates["comparison"].ne("shared").any():
+        directed = fates[fates["comparison"] != "shared"]
+        yield "cosines", plot_cosines(directed, f"How far latents turned: {label}")
 
 
 def _one_comparison(fidelity: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +181,6 @@ def _error_lines(found: Studied) -> Iterator[str]:
         yield ""
     yield from _warnings(errors)
     other = found.errors[(found.errors["rows"] != found.rows) & found.errors["comparison"].eq("independent")]
-    other = other.dropna(subset=["fvu_standardized"])  # rows that are all the same have no error
     other = other.dropna(subset=["fvu_standardized"])  # at the embeddings, all first tokens are alike
     if len(other):
         kind = other["rows"].iloc[0]

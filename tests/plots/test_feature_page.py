@@ -177,7 +177,7 @@ def test_a_page_of_one_state_has_one_column_and_compares_nothing():
     parsed, two = Parsed(found), Parsed(feature_page(page([card()])))
     assert [a["aria-label"] for tag, a, _ in parsed.elements if tag == "section"] == ["best"]
     assert parsed.texts("h2") == ["1 latents", "Latent 12"]
-    heads = [text for text in parsed.texts("th", scope="col", **{"data-sort": "1"})]
+    heads = list(parsed.texts("th", scope="col", **{"data-sort": "1"}))
     assert heads == two.texts("th", scope="col", **{"data-sort": "1"})[:-3]
     text = "".join(parsed.texts("main"))
     for said in ("cosine", "norm ratio", "change 0", "●", "nearest in"):
