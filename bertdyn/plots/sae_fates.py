@@ -16,7 +16,7 @@ from bertdyn.errors import InputError
 from bertdyn.plots.layers import grid_of_panels, legend_below, spread, state_name
 from bertdyn.plots.style import COLORS, new_figure, tidy
 
-FATES = ("born", "doubled", "kept", "turned", "rotated", "halved", "died", "unstable")
+FATES = ("born", "doubled", "kept", "split", "turned", "rotated", "halved", "died", "unstable")
 COMPARISONS = {
     "independent": "independent dictionaries",
     "stagewise": "one dictionary, continued",
@@ -30,7 +30,7 @@ FLOORS = {  # what the floor is
 WORDS = {  # what cannot be known from the name of a fate
     "independent": "independent: shares of stable latents (born: of the later state's)",
     "stagewise": "turned: by more than 95 % of the floor's, however little",
-    "shared": "doubled, halved: on in twice as many rows or more, in half as many or fewer (q < 0.05)",
+    "shared": "doubled, halved: on in twice as many rows, half as many (q < 0.05); split: one of each, alike",
 }
 FLOOR_LOOK: dict[str, Any] = {"facecolor": "white", "edgecolor": "#7F7F7F", "hatch": "////", "linewidth": 0.6}
 MAX_LAYERS_ACROSS = 4

@@ -33,10 +33,11 @@ from scipy.stats import t as student_t
 
 from bertdyn.errors import InputError
 
-FATES = ("born", "doubled", "kept", "turned", "rotated", "halved", "died", "unstable")
+FATES = ("born", "doubled", "kept", "split", "turned", "rotated", "halved", "died", "unstable")
 """Rotated: by more than 45 degrees, of independent dictionaries. Turned: by more than without fine-tuning, however
 little that is, of continued ones. Doubled and halved: on in at least twice as many rows, or at most half as many, of
-shared ones. Unstable: no claim is possible, since the same happens without fine-tuning."""
+shared ones; split: one fades and another of nearly the same direction grows. Unstable: no claim is possible, since the
+same happens without fine-tuning."""
 MIN_DENSITY = 5e-4
 """Alive from here on: 9 rows of 17,000, a twentieth of the mean density of 3072 latents of which 32 are on."""
 MIN_ROWS = 8
@@ -55,7 +56,7 @@ POSSIBLE = {
     ("independent", "before"): ("kept", "rotated", "died"),
     ("independent", "after"): ("born", "kept", "rotated"),
     ("stagewise", "both"): ("born", "kept", "turned", "died", "unstable"),
-    ("shared", "both"): ("born", "doubled", "kept", "halved", "died"),
+    ("shared", "both"): ("born", "doubled", "kept", "split", "halved", "died"),
 }
 """(comparison, side) → the fates that `share_table` has there."""
 

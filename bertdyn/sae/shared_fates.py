@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student_t
 
 from bertdyn.errors import InputError
-from bertdyn.sae.fates import alive, check_states, finished, ratio
+from bertdyn.sae.fates import KEPT, alive, check_states, finished, ratio
 
 DOUBLED = 2.0
 """Ratio of densities from which on a latent is on far more often: a size that a reader sees. With some ten thousand
@@ -19,13 +19,19 @@ FALSE_DISCOVERIES = 0.05
 """Share of latents that are expected not to have changed among those that are called doubled or halved."""
 
 
-def shared_fates(codes: Mapping[str, scipy.sparse.csr_array], texts: np.ndarray, seed: int = 0) -> pd.DataFrame:
+def shared_fates(
+    codes: Mapping[str, scipy.sparse.csr_array], texts: np.ndarray, directions: np.ndarray, seed: int = 0
+) -> pd.DataFrame:
     """Fates of the latents of one dictionary that codes the same rows in several states.
 
     Its directions are the same in all states, so nothing turns: both cosines are 1, and a feature that turns shows as
     one latent that fades and another that grows. Died: alive before, not after; born: the other way round. Doubled:
     alive in both, `DOUBLED` times as dense or more, by a change with a q value below `FALSE_DISCOVERIES`; halved: the
     other way round; kept otherwise.
+
+    Each state is centred by its own mean, which moves when other features become more frequent. Then one feature may
+    need two latents, one for each state, of nearly the same direction: such a pair, one of them on less often and the
+    other more, with a cosine of `KEPT` or more, is split, and not a death and a birth.
 
     For the shares one half of the texts before is held against the other half after, and for the floor against the
     other half before; `share_norm_ratio` and `floor_norm_ratio` likewise. Other texts cannot be paired, so the q
@@ -45,6 +51,8 @@ def shared_fates(codes: Mapping[str, scipy.sparse.csr_array], texts: np.ndarray,
         State → [rows, latents], the first state first, the later ones in training order; the same rows in all.
     texts
         [rows]: number of the text that a row belongs to.
+    directions
+        [latents, width] of length 1.
     seed
         Of this dictionary.
 
@@ -70,6 +78,10 @@ def shared_fates(codes: Mapping[str, scipy.sparse.csr_array], texts: np.ndarray,
             "texts: the rows are of one text; the floor is the difference of two halves of the texts, give 2"
         )
     before = _counted(first, codes_before, owner, codes_before.shape)
+
+    def fate(earlier: _Sample, later: _Sample, q_value: np.ndarray) -> np.ndarray:
+        return _with_splits(_by_density(earlier, later, q_value, len(owner)), directions)
+
     tables = []
     for state, codes_after in later:
         after = _counted(state, codes_after, owner, codes_before.shape)
@@ -83,9 +95,9 @@ def shared_fates(codes: Mapping[str, scipy.sparse.csr_array], texts: np.ndarray,
                 "side": "both",
                 "seed": seed,
                 "latent": np.arange(len(rows)),
-                "fate": _by_density(before.all, after.all, ratios["q_value"].to_numpy(), len(owner)),
-                "share_fate": _by_density(own, later_other, _q_values(_unpaired(own, later_other), rows), len(owner)),
-                "floor_fate": _by_density(own, other, _q_values(_unpaired(own, other), rows), len(owner)),
+                "fate": fate(before.all, after.all, ratios["q_value"].to_numpy()),
+                "share_fate": fate(own, later_other, _q_values(_unpaired(own, later_other), rows)),
+                "floor_fate": fate(own, other, _q_values(_unpaired(own, other), rows)),
                 "partner": np.arange(len(rows)),
                 "partner_seed": seed,
                 "cosine": 1.0,
@@ -141,6 +153,14 @@ def _counted(state: str, codes: scipy.sparse.csr_array, owner: np.ndarray, shape
         for which in (slice(None), slice(0, None, 2), slice(1, None, 2))
     )
     return _Counted(whole, (even, odd))
+
+
+def _with_splits(fate: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """`fate` with "split" for latents of nearly one direction of which one fades and another grows."""
+    down, up = np.flatnonzero(np.isin(fate, ("died", "halved"))), np.flatnonzero(np.isin(fate, ("born", "doubled")))
+    twins = directions[down] @ directions[up].T >= KEPT
+    split = np.concatenate([down[twins.any(axis=1)], up[twins.any(axis=0)]])
+    return np.where(np.isin(np.arange(len(fate)), split), "split", fate)
 
 
 def _by_density(before: _Sample, after: _Sample, q_value: np.ndarray, num_rows: int) -> np.ndarray:

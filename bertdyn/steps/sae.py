@@ -37,7 +37,7 @@ from bertdyn.steps.sae_measures import Baselines, error_table, fidelity_table, s
 from bertdyn.steps.sae_pages import write_pages
 from bertdyn.steps.sae_report import Studied, write_report
 from bertdyn.steps.sae_rows import PartRows, array_of, part_rows
-from bertdyn.steps.sae_training import TRAINING, Name, Stores, train_all
+from bertdyn.steps.sae_training import TRAINING, Name, Stores, check_size, train_all
 from bertdyn.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,8 @@ def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> S
     layers = _layers(config, run)
     measured = part_rows(run.store, states, layers, config.rows, [config.part], config.max_examples)
     standardisation_of(measured.dataset, [[f"layer {layer} of {state}" for layer in layers] for state in states])
+    train = part_rows(run.store, states, layers[:1], config.rows, choices(config.train_parts, "train_parts"))
+    check_size(config, train)  # before an encoder is run for the twin
     twin = _twin(config, run, layers) if config.random_init else None
     dictionaries = train_all(config, tracker, accelerator, Stores(run.store, twin, states), layers)
     _save(tracker, run, dictionaries, config)
@@ -130,6 +132,7 @@ def _twin(config: SaeConfig, run: ExtractRun, layers: Sequence[int]) -> FeatureS
 def _save(tracker: Tracker, run: ExtractRun, dictionaries: Mapping[Name, Dictionary], config: SaeConfig) -> None:
     for name, dictionary in dictionaries.items():
         metadata = name._asdict() | {"rows": config.rows, "extract_run_id": run.run_id, "model": run.label}
+        metadata["depth"] = run.store.manifest.depth
         save_dictionary(tracker.folder / name.folder(), dictionary, metadata)
     tracker.publish("dictionaries")
 

@@ -12,8 +12,10 @@ STRONGER = 2.0
 WHAT = {
     "shared": (
         "**One dictionary for the rows of both states (shared).** A latent was born or died where it is on in one "
-        "state only, and doubled or halved where it is on in at least twice or at most half as many rows (q < 0.05); "
-        "shares and floor compare one half of the texts of {first} with the other half, of {last} and of {first}."
+        "state only, and doubled or halved where it is on in at least twice or at most half as many rows (q < 0.05). A "
+        "pair of nearly one direction, of which one fades and the other grows, is one feature that split: each state "
+        "has its own mean, and a mean that moved can need a latent of its own. "
+        "Shares and floor compare one half of the texts of {first} with the other half, of {last} and of {first}."
     ),
     "stagewise": (
         "**One dictionary, continued (stagewise).** It was trained further on {last}, and its control for as long on "

@@ -121,13 +121,14 @@ def _fates(
                 for name, dictionary in dictionaries.items()
                 if name.comparison == "shared" and name.seed == seed
             }
-            tables.append(shared_fates({state: codes[state] for state in states}, rows[first].text, seed))
+            by_state, directions = {state: codes[state] for state in states}, find["shared", first, seed].directions
+            tables.append(shared_fates(by_state, rows[first].text, directions, seed))
         if "stagewise" in wanted:
             after = {state: find["stagewise", state, seed] for state in later}
             control = {state: find[CONTROL, state, seed] for state in later}
             tables.append(stagewise_fates(find["stagewise", first, seed], after, control, seed))
     if "independent" in wanted and len(seeds) > 1:
-        tables.append(
-            independent_fates({state: [find["independent", state, seed] for seed in seeds] for state in states})
-        )
+        table = independent_fates({state: [find["independent", state, seed] for seed in seeds] for state in states})
+        named = np.array([*seeds, -1])  # it numbers them from 0 on; -1 is no partner
+        tables.append(table.assign(seed=named[table["seed"]], partner_seed=named[table["partner_seed"]]))
     return tables

@@ -30,7 +30,7 @@ def right_seeds(comparison: str, seeds: Sequence[int]) -> list[int]:
     """
     if comparison != "independent" or len(seeds) == 1:
         return [seeds[0]]
-    return list(seeds) if len(seeds) >= MIN_SEEDS else [seeds[0]]
+    return list(seeds) if len(seeds) >= MIN_SEEDS else [seeds[1]]
 
 
 def pairs_of(before: OneSide, after: Mapping[int, OneSide], fates: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:

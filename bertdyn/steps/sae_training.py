@@ -97,8 +97,9 @@ def recipe_of(config: SaeConfig, width: int, sparsity: float) -> Recipe:
     )
 
 
-def check_size(config: SaeConfig, rows: PartRows, width: int) -> None:
+def check_size(config: SaeConfig, rows: PartRows) -> None:
     """Raise an `InputError` if the rows are too few for the dictionaries, saying what fits."""
+    width = rows.dataset.batch(np.zeros(1, dtype=int)).shape[-1]
     latents = [recipe_of(config, width, sparsity) for sparsity in config.sparsities()][0].num_latents
     there = len(rows.numbers)
     if there < ROWS_PER_LATENT * latents:
@@ -125,7 +126,6 @@ def train_all(
     found: dict[Name, Dictionary] = {}
     rows = part_rows(stores.run, stores.states, layers[:1], config.rows, choices(config.train_parts, "train_parts"))
     width = rows.dataset.batch(np.zeros(1, dtype=int)).shape[-1]
-    check_size(config, rows, width)
     at_once = _as_before(tracker.folder / TRAINING, _layers_at_once(config, stores, width, accelerator.device))
     for start in range(0, len(layers), at_once):
         chunk = layers[start : start + at_once]

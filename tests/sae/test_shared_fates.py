@@ -9,9 +9,27 @@ from bertdyn.errors import InputError
 from bertdyn.sae.fates import share_table
 from bertdyn.sae.shared_fates import _counted, _unpaired, shared_fates
 
+APART = np.eye(2000, dtype=np.float32)
+"""Directions of as many latents as there are here, no two alike."""
+
 
 def codes_of(on, value=1.0):
     return scipy.sparse.csr_array(np.asarray(on, dtype=np.float32) * value)
+
+
+def test_one_feature_in_two_latents_is_split_and_not_dead_and_born():
+    rng = np.random.default_rng(0)
+    texts = np.repeat(np.arange(200), 10)
+    on = rng.random((2000, 5)) < 0.1
+    before, after = on.copy(), on.copy()
+    before[:, 1], after[:, 0] = False, False  # 0 dies, 1 is born
+    before[:, 3], after[:, 2] = False, False  # 2 dies, 3 is born, and they are nearly the same
+    directions = np.eye(6)[:5].copy()
+    directions[3, [2, 5]] = np.sqrt(0.8), np.sqrt(0.2)
+    table = shared_fates({"a": codes_of(before), "b": codes_of(after)}, texts, directions)
+    for column in ("fate", "share_fate"):
+        assert table[column].tolist() == ["died", "born", "split", "split", "kept"]
+    assert set(table["floor_fate"]) == {"kept"}
 
 
 def test_a_shared_dictionary_has_latents_that_are_on_in_one_state_only():
@@ -21,7 +39,9 @@ def test_a_shared_dictionary_has_latents_that_are_on_in_one_state_only():
     before, after = rng.random((2, 2000, 6)) < densities[:, None]
     before[:, 4] = after[:, 4]  # the same rows, three times as strong
     strength = np.array([1, 1, 1, 1, 3, 1])
-    table = shared_fates({"a": codes_of(before), "b": codes_of(after, strength)}, texts, seed=1).set_index("latent")
+    table = shared_fates({"a": codes_of(before), "b": codes_of(after, strength)}, texts, APART, seed=1).set_index(
+        "latent"
+    )
     for column in ("fate", "share_fate"):
         assert table[column].to_dict() == {0: "kept", 1: "died", 2: "born", 3: "doubled", 4: "kept"}  # 5: never on
     assert (table["floor_fate"] == "kept").all()
@@ -43,7 +63,7 @@ def test_the_same_codes_have_the_shares_of_their_floor_and_no_change():
     rng = np.random.default_rng(1)
     codes = codes_of(rng.random((3000, 300)) < 0.003)
     texts = rng.permutation(np.repeat(np.arange(300), 10))  # rows of a text need not stand together
-    table = shared_fates({"a": codes, "b": codes}, texts)
+    table = shared_fates({"a": codes, "b": codes}, texts, APART)
     assert (table["share_fate"] == table["floor_fate"]).all()
     np.testing.assert_array_equal(table["share_norm_ratio"], table["floor_norm_ratio"])
     assert (table["norm_ratio"] == 1).all()
@@ -66,7 +86,7 @@ def test_a_change_that_is_large_and_sure_has_a_fate_of_its_own():
     chances, texts = of_texts(rng, 0.05, latents=800)
     before = rng.random(chances.shape) < chances
     after = rng.random(chances.shape) < chances * np.repeat([0.35, 1, 1.3, 3], 200)
-    table = shared_fates({"a": codes_of(before), "b": codes_of(after)}, texts).set_index("latent")
+    table = shared_fates({"a": codes_of(before), "b": codes_of(after)}, texts, APART).set_index("latent")
     planted = np.repeat(["halved", "kept", "kept", "doubled"], 200)
     assert (table["fate"] == planted).mean() > 0.99
     assert (table["share_fate"] == planted).mean() > 0.93
@@ -74,7 +94,7 @@ def test_a_change_that_is_large_and_sure_has_a_fate_of_its_own():
     assert table["changed"][400:600].mean() > 0.5  # what kept says nothing of
     shares = share_table(table.reset_index().assign(layer=2)).set_index("fate")
     assert shares["excess"][["doubled", "halved"]].between(0.2, 0.27).all()
-    swapped = shared_fates({"a": codes_of(after), "b": codes_of(before)}, texts).set_index("latent")
+    swapped = shared_fates({"a": codes_of(after), "b": codes_of(before)}, texts, APART).set_index("latent")
     other = {"doubled": "halved", "halved": "doubled", "kept": "kept"}
     assert (swapped["fate"] == table["fate"].map(other)).all()
 
@@ -83,7 +103,7 @@ def test_a_large_change_that_is_not_sure_has_none():
     """Ten rows in one text and two dozen in another one: by tokens a sure change, by texts none."""
     on = np.zeros((2, 4000, 1), dtype=bool)
     on[0, :10] = on[1, :10] = on[1, 20:44] = True
-    table = shared_fates({"a": codes_of(on[0]), "b": codes_of(on[1])}, np.repeat(np.arange(100), 40))
+    table = shared_fates({"a": codes_of(on[0]), "b": codes_of(on[1])}, np.repeat(np.arange(100), 40), APART)
     assert np.exp(table["log_density_ratio"][0]) > 3
     assert table["fate"].tolist() == ["kept"]
 
@@ -107,7 +127,7 @@ def test_strength_is_compared_half_by_half_as_the_floor():
     """The even texts have twice the strength of the odd ones in both states."""
     texts = np.repeat(np.arange(40), 10)
     codes = codes_of(np.ones((400, 1)), np.where(texts % 2 == 0, 2.0, 1.0)[:, None])
-    row = shared_fates({"a": codes, "b": 3 * codes}, texts).iloc[0]
+    row = shared_fates({"a": codes, "b": 3 * codes}, texts, APART).iloc[0]
     assert (row["norm_ratio"], row["share_norm_ratio"], row["floor_norm_ratio"]) == pytest.approx((3, 1.5, 0.5))
 
 
@@ -122,14 +142,14 @@ def test_intervals_of_the_density_ratio_cover_it_though_tokens_of_a_text_are_ali
         np.repeat(has, tokens, axis=0) & (rng.random((texts * tokens, repetitions)) < 0.9)
         for has in (has_before, has_after)
     ]
-    table = shared_fates({"a": codes_of(on[0]), "b": codes_of(on[1])}, np.repeat(np.arange(texts), tokens))
+    table = shared_fates({"a": codes_of(on[0]), "b": codes_of(on[1])}, np.repeat(np.arange(texts), tokens), APART)
     covered = (table["low"] < truth) & (truth < table["high"])
     assert 0.93 < covered.mean() < 0.985
     by_token = 1.96 * np.sqrt(1 / on[0].sum(axis=0) + 1 / on[1].sum(axis=0))  # what tokens as the sample would claim
     assert (np.abs(table["log_density_ratio"] - truth) < by_token).mean() < 0.85
     np.testing.assert_array_equal(table["changed"], (table["low"] > 0) | (table["high"] < 0))
     assert (table["changed"] | (table["q_value"] >= 0.05)).all()
-    swapped = shared_fates({"a": codes_of(on[1]), "b": codes_of(on[0])}, np.repeat(np.arange(texts), tokens))
+    swapped = shared_fates({"a": codes_of(on[1]), "b": codes_of(on[0])}, np.repeat(np.arange(texts), tokens), APART)
     np.testing.assert_allclose(swapped["low"], -table["high"], atol=1e-10)
 
 
@@ -139,7 +159,7 @@ def test_a_latent_of_one_text_proves_no_change():
     on[::5, 1] = True  # two in each of the 10 texts
     off = np.zeros((100, 2), dtype=bool)
     off[9, 0] = True
-    table = shared_fates({"a": codes_of(on), "b": codes_of(off)}, np.repeat(np.arange(10), 10))
+    table = shared_fates({"a": codes_of(on), "b": codes_of(off)}, np.repeat(np.arange(10), 10), APART)
     assert table["changed"].tolist() == [False, True]
     assert table[["low", "high"]].to_numpy()[0].tolist() == [-np.inf, np.inf]
 
@@ -148,7 +168,7 @@ def test_few_texts_have_students_quantile():
     """Gone from 5 of 200 texts: beyond 1.96 standard errors, which five texts do not estimate well enough."""
     on = np.arange(200)[:, None] < [5, 9]
     on, texts = np.repeat(on, 10, axis=0), np.repeat(np.arange(200), 10)
-    table = shared_fates({"a": codes_of(on), "b": codes_of(np.zeros((2000, 2)))}, texts)
+    table = shared_fates({"a": codes_of(on), "b": codes_of(np.zeros((2000, 2)))}, texts, APART)
     assert table["changed"].tolist() == [False, True]
     error = np.sqrt(200 / 199 * (5 - 25 / 200))
     assert table["p_value"][0] == pytest.approx(2 * student_t.sf(5 / error, 4))
@@ -157,6 +177,6 @@ def test_few_texts_have_students_quantile():
 def test_codes_of_other_rows_are_an_input_error():
     codes = codes_of(np.eye(4))
     with pytest.raises(InputError, match=r"codes of b: \(3, 4\)"):
-        shared_fates({"a": codes, "b": codes[:3]}, np.arange(4))
+        shared_fates({"a": codes, "b": codes[:3]}, np.arange(4), APART)
     with pytest.raises(InputError, match="one text"):
-        shared_fates({"a": codes, "b": codes}, np.zeros(4))
+        shared_fates({"a": codes, "b": codes}, np.zeros(4), APART)

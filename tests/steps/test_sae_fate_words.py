@@ -86,12 +86,12 @@ def test_changed_densities_and_norms_stand_beside_two_halves_of_the_texts():
     after = rng.random((3000, 10)) < np.repeat([0.1, 0.35, 0.1], [5, 4, 1])
     strength = np.repeat([1.0, 3.0], [9, 1])  # the last: as often, and stronger
     codes = {"pretrained": scipy.sparse.csr_array(before * 1.0), "best": scipy.sparse.csr_array(after * strength)}
-    found = words(shared_fates(codes, texts))
+    found = words(shared_fates(codes, texts, np.eye(next(iter(codes.values())).shape[1])))
     assert "| 4 | doubled | 40.0% | 0.0% | +40.0 points |" in found
     assert "| 4 | kept | 60.0% | 100.0% | -40.0 points |" in found
     assert "| 4 | norm ×2 or more | 10.0% | 0.0% | +10.0 points |" in found
     assert "| 4 | norm ×0.5 or less | 0.0% | 0.0% | +0.0 points |" in found
-    of_halves = shared_fates(codes, texts)
+    of_halves = shared_fates(codes, texts, np.eye(next(iter(codes.values())).shape[1]))
     assert of_halves["share_norm_ratio"][9] == pytest.approx(3, rel=0.2)
 
 

@@ -11,6 +11,7 @@ from bertdyn.steps.sae_training import CONTROL, Name
 from tests.features.test_aligned import write_store
 
 STATES, WIDTH, LATENTS = ["pretrained", "best"], 6, 12
+SEEDS = [7, 5, 6]
 TEXTS = [("probe", ["[" + "abcdefghij" * 3 + "]"])] * 4
 
 
@@ -33,10 +34,12 @@ def test_fates_are_those_that_were_asked_for(tmp_path, wanted):
         Name(comparison, state, 1, seed, 3.0)
         for comparison in ("shared", "stagewise", "independent", CONTROL)
         for state in STATES
-        for seed in range(3)
+        for seed in SEEDS
     ]
     made = {name: dictionary(number) for number, name in enumerate(names)}
     found = latent_tables(made, dict.fromkeys(STATES, rows), STATES, [1], 2, comparisons=wanted)
     assert set(found.fates["comparison"]) == set(wanted)
     assert set(found.features["comparison"]) == {"shared", "stagewise", "independent"}  # measured all the same
     assert set(found.shares["comparison"]) <= set(wanted)
+    assert set(found.fates["seed"]) == set(SEEDS)
+    assert set(found.fates["partner_seed"]) <= {*SEEDS, -1}
