@@ -165,11 +165,11 @@ def test_words_of_the_list_stand_apart():
 
 
 def test_a_fate_without_a_sign_has_a_dot():
-    parsed = Parsed(feature_page(page([card(fate="turned"), card(fate="kept"), card(50, 60, fate="")])))
-    assert parsed.texts("span", class_="fate other") == ["· turned"] * 2
+    parsed = Parsed(feature_page(page([card(fate="split"), card(fate="kept"), card(50, 60, fate="")])))
+    assert parsed.texts("span", class_="fate other") == ["· split"] * 2
     assert parsed.texts("span", class_="fate kept") == ["= kept"] * 2
     [select] = parsed.texts("select", id_="fate")
-    assert select == "allkeptturned"
+    assert select == "allkeptsplit"
 
 
 def test_a_page_of_one_state_has_one_column_and_compares_nothing():
