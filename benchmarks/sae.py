@@ -47,6 +47,8 @@ PEERS = ("saelens", "sparsify", "dictionary_learning")
 WARMUP_STEPS = 3
 """Not counted by the table of speed."""
 CLOCKS = {"wall": "seconds", "processor": "processor_seconds"}
+PATHS = ("output", "peers_python", "store")
+"""Options that say nothing on another machine."""
 MEASURES = ("fvu", "fvu_standardised")
 
 Run = dict[str, Any]
@@ -79,7 +81,7 @@ def main() -> None:
         "rows": sizes,
         "speed": {data: speed_table(runs, options.speed_batch_size) for data, runs in speed_runs.items()},
         "quality": quality_table(quality_runs),
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
+        "options": {name: value for name, value in vars(options).items() if name not in PATHS},
         "threads": 1,
         "load_average": os.getloadavg()[0],
         "versions": versions,
