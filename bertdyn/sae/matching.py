@@ -1,4 +1,4 @@
-"""Which latent of one dictionary is which of another: one to one by optimal assignment, or simply the nearest.
+"""Which latent of one dictionary is which of another: one to one by optimal assignment.
 
 Two dictionaries have their latents in no common order. Where each is one's nearest in the other, many may share a
 partner, and every latent seems to be found again; one to one, a latent whose partner is better used elsewhere is not.
@@ -10,9 +10,6 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from bertdyn.errors import InputError
-
-BLOCK_ELEMENTS = 4_000_000
-"""Cosines held at once by `best_cosines`: 32 MB."""
 
 
 class Matching(NamedTuple):
@@ -69,27 +66,6 @@ def seen_from_second(matching: Matching, latents: int) -> Matching:
     reverse.partner[matching.partner[found]] = found
     reverse.cosine[matching.partner[found]] = matching.cosine[found]
     return reverse
-
-
-def best_cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine of each latent with its nearest in the second, [latents of the first]; several may have the same nearest.
-
-    Parameters
-    ----------
-    first, second
-        [latents, width] directions of length 1, at least one in the second.
-
-    Raises
-    ------
-    InputError
-        If the widths differ or a direction is not of length 1.
-    """
-    directions, others = _checked(first, second)
-    best = np.empty(len(directions))
-    step = max(1, BLOCK_ELEMENTS // max(1, len(others)))
-    for start in range(0, len(best), step):
-        best[start : start + step] = (directions[start : start + step] @ others.T).max(axis=1)
-    return best
 
 
 def _taking_part(directions: np.ndarray, alive: np.ndarray | None) -> np.ndarray:

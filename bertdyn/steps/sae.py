@@ -7,7 +7,6 @@ Everything is measured and shown on a part that trained neither the encoder nor 
 """
 
 import dataclasses
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -33,17 +32,15 @@ from bertdyn.steps.extract_runs import (
 from bertdyn.steps.preparation import make_accelerator
 from bertdyn.steps.random_twin import RANDOM_INIT, random_twin
 from bertdyn.steps.sae_latents import latent_tables
-from bertdyn.steps.sae_measures import Baselines, error_table, fidelity_table, sparse_probe_table
+from bertdyn.steps.sae_measures import NUM_FOLDS, Baselines, error_table, fidelity_table, sparse_probe_table
 from bertdyn.steps.sae_pages import write_pages
 from bertdyn.steps.sae_report import Studied, write_report
 from bertdyn.steps.sae_rows import PartRows, array_of, part_rows
 from bertdyn.steps.sae_training import TRAINING, Name, Stores, check_size, train_all
 from bertdyn.tracking.tracker import Tracker
 
-logger = logging.getLogger(__name__)
-
-UNTRAINED_HEAD = "epoch_000"
-"""The checkpoint of a fine-tune run whose head is random."""
+BEFORE_TRAINING = "epoch_000"
+"""The checkpoint of a fine-tune run whose head the task has not trained yet."""
 
 
 class SaeResult(NamedTuple):
@@ -166,7 +163,10 @@ def _study(
     errors = error_table(dictionaries, rows, baselines, states[0], main)
     of_main = {name: made for name, made in dictionaries.items() if name.sparsity == main}
     label_names = run.store.manifest.label_names if run.config.task == "classification" else []
-    probes = sparse_probe_table(of_main, rows[kind], baselines, states[0], seed) if label_names else pd.DataFrame()
+    probes = pd.DataFrame()
+    can_probe = bool(label_names) and examples["label"].value_counts().min() >= NUM_FOLDS
+    if can_probe:
+        probes = sparse_probe_table(of_main, rows[kind], baselines, states[0], seed)
     comparisons = choices(str(config.comparisons), "comparisons")
     latents = latent_tables(of_main, rows[kind], states, layers, len(label_names), comparisons=comparisons)
     readable, left_out = _readable_states(config, run, states)
@@ -197,7 +197,7 @@ def _study(
         examples=pd.DataFrame(),
         shown_latents=pd.DataFrame(),
         pages=[],
-        left_out=[*left_out, *_not_made(config, measured, states)],
+        left_out=[*left_out, *_not_made(config, measured, states, bool(label_names) and not can_probe)],
     )
     if measured.by_token:
         shown, latents_shown, pages = write_pages(
@@ -207,9 +207,11 @@ def _study(
     return SaeResult(errors, latents.features, write_report(tracker, found))
 
 
-def _not_made(config: SaeConfig, measured: PartRows, states: Sequence[str]) -> list[str]:
-    """What these rows, states and seeds cannot have."""
+def _not_made(config: SaeConfig, measured: PartRows, states: Sequence[str], rare_class: bool) -> list[str]:
+    """What these rows, states, seeds and classes cannot have."""
     found = []
+    if rare_class:
+        found.append(f"sparse probes of the label: a class has fewer than {NUM_FOLDS} texts of the part {config.part}.")
     if len(states) == 1:
         found.append("what became of latents: there is one state.")
     elif len(config.seed_list()) < MIN_SEEDS and "independent" in str(config.comparisons):
@@ -226,9 +228,11 @@ def _not_made(config: SaeConfig, measured: PartRows, states: Sequence[str]) -> l
 def _readable_states(config: SaeConfig, run: ExtractRun, states: Sequence[str]) -> tuple[list[str], list[str]]:
     """States whose classifier can be asked, and why others cannot."""
     if run.config.task != "classification" or not run.config.source_run_id or not run.store.manifest.num_classes:
-        return [], ["what a classifier loses: the features are not those of a fine-tuned classifier."]
+        asked = ["what a classifier loses: the features are not those of a fine-tuned classifier."]
+        return [], asked if config.fidelity else []
     folders = {info.name: info.folder for info in run.store.manifest.states}
-    trained = [state for state in states if folders[state] != UNTRAINED_HEAD]
-    return trained, [
-        f"what the classifier of {state} loses: its head is random." for state in states if state not in trained
-    ]
+    trained = [state for state in states if folders[state] != BEFORE_TRAINING]
+    if not config.fidelity:
+        return trained, []
+    untrained = [state for state in states if state not in trained]
+    return trained, [f"what the classifier of {state} loses: its head is that before training." for state in untrained]

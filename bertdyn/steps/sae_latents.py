@@ -17,8 +17,6 @@ from bertdyn.sae.stagewise_fates import stagewise_fates
 from bertdyn.steps.sae_rows import PartRows
 from bertdyn.steps.sae_training import CONTROL, Name
 
-KEY = ["comparison", "state", "layer", "seed", "latent"]
-
 
 class LatentTables(NamedTuple):
     """Of all dictionaries of the main sparsity."""
@@ -72,10 +70,8 @@ def latent_tables(
                 continue
             classes = of.examples["label"].to_numpy() if num_classes else np.zeros(len(of.examples), dtype=int)
             statistics = latent_statistics(codes, of.text, classes, max(1, num_classes))
-            key = {k: v for k, v in name._asdict().items() if k != "sparsity"}
-            strength = counted[name].strength
-            features.append(statistics.latents.assign(**key, strength=strength))
-            labels.append(statistics.labels.assign(**key))
+            features.append(statistics.latents.assign(**name.key, strength=counted[name].strength))
+            labels.append(statistics.labels.assign(**name.key))
         if len(states) > 1:
             fates += [table.assign(layer=layer) for table in _fates(here, counted, rows, states, comparisons)]
     found = pd.concat(features, ignore_index=True)

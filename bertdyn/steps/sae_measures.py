@@ -114,17 +114,32 @@ def error_table(
                 measured = _measured(basis_of(dictionary), rows[kind][state], state, layer, dictionary.scale)
                 baseline = RANDOM_INIT if name.comparison == RANDOM_INIT else "none"
                 found.append({**name._asdict(), "baseline": baseline, "rows": kind, **measured})
-                if kind == kinds[0] and name.comparison == "independent" and name.seed == seed:
-                    k = max(1, round(measured["l0"]))  # of relu, the sparsity that its penalty led to
-                    bases = {
-                        "pca": baselines.pca(state, layer, k, dictionary.scale),
-                        "random_dictionary": basis_of(baselines.random(state, layer, dictionary, k)),
-                    }
-                    for baseline, basis in bases.items():
-                        measured = _measured(basis, rows[kind][state], state, layer, dictionary.scale)
-                        named = name._replace(comparison=baseline)._asdict()
-                        found.append({**named, "baseline": baseline, "rows": kind, **measured})
+    own = [row for row in found if row["comparison"] == "independent" and row["seed"] == seed]
+    for row in own:
+        name = Name(*(row[field] for field in Name._fields))
+        if row["rows"] == kinds[0]:
+            k = max(1, round(row["l0"]))  # of relu, the sparsity that its penalty led to
+            found += _baseline_rows(name, dictionaries[name], rows[kinds[0]][name.state], kinds[0], baselines, k)
     return pd.DataFrame(found)
+
+
+def _baseline_rows(
+    name: Name, dictionary: Dictionary, rows: PartRows, kind: str, baselines: Baselines, k: int
+) -> list[dict[str, Any]]:
+    """What needs no training, with k numbers a row, in the place of a dictionary."""
+    bases = {
+        "pca": baselines.pca(name.state, name.layer, k, dictionary.scale),
+        "random_dictionary": basis_of(baselines.random(name.state, name.layer, dictionary, k)),
+    }
+    return [
+        {
+            **name._replace(comparison=baseline)._asdict(),
+            "baseline": baseline,
+            "rows": kind,
+            **_measured(basis, rows, name.state, name.layer, dictionary.scale),
+        }
+        for baseline, basis in bases.items()
+    ]
 
 
 def _measured(basis: Basis, rows: PartRows, state: str, layer: int, scale: Tensor) -> dict[str, Any]:

@@ -111,7 +111,6 @@ def shown_latents(
     examples = latent_examples(of.codes, table, latents)
     array = rows.store.array(rows.array, of.name.state, of.name.layer)
     found = example_tokens(array, of.dictionary, examples, tokens, texts)
-    key = {k: v for k, v in of.name._asdict().items() if k != "sparsity"}
     predicted = f"prediction_{of.name.state}" if of.reader is not None else ""
     named = {
         column: _names(examples["example_id"], texts, source, label_names)
@@ -120,7 +119,7 @@ def shown_latents(
     highest = _highest(of)
     return Shown(
         of,
-        examples.assign(**named, **key),
+        examples.assign(**named, **of.name.key),
         dict(iter(found.groupby(["latent", "example_id"], sort=False))),
         _effects(of, examples, texts),
         activation_histograms(of.codes, highest, NUM_BINS),

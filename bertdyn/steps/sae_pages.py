@@ -131,7 +131,7 @@ def _make_page(
     later = right_seeds(comparison, found.seeds) if len(ends) > 1 else []
     before = _one_side(source, name)
     after = {seed: _one_side(source, name._replace(state=ends[1], seed=seed)) for seed in later}
-    fates = _of(found.latents.fates, {**_key(name), "state": ends[-1]})
+    fates = _of(found.latents.fates, {**name.key, "state": ends[-1]})
     pairs = measured(pairs_of(before, after, fates, found.seeds), before, after)
     pairs = chosen(pairs, config.page_latents, before.codes.shape[0])
     sides, examples = _sides(source, before, after, pairs)
@@ -159,15 +159,10 @@ def _one_side(source: _Source, name: Name) -> OneSide:
         dictionary,
         dictionary.directions.cpu().numpy(),
         codes_of(name, dictionary, source.rows, source.ends[0]),
-        _of(latents.features, _key(name)),
-        _of(latents.labels, _key(name)),
+        _of(latents.features, name.key),
+        _of(latents.labels, name.key),
         source.readers.get(name.state),
     )
-
-
-def _key(name: Name) -> dict[str, object]:
-    """The columns of tables of one sparsity."""
-    return {column: value for column, value in name._asdict().items() if column != "sparsity"}
 
 
 def _of(table: pd.DataFrame, key: Mapping[str, object]) -> pd.DataFrame:
@@ -211,7 +206,7 @@ def _others(source: _Source, name: Name) -> dict[tuple[str, int], Other]:
     """(state, seed) → where nearest latents are looked for; nothing where there is one state."""
     features = source.found.latents.features
     return {
-        (of.state, of.seed): Other(of, made.directions.cpu().numpy(), _of(features, _key(of))["density"].to_numpy() > 0)
+        (of.state, of.seed): Other(of, made.directions.cpu().numpy(), _of(features, of.key)["density"].to_numpy() > 0)
         for of, made in source.dictionaries.items()
         if (of.comparison, of.layer) == (name.comparison, name.layer)
         if len(source.ends) > 1 and of.state in source.ends
@@ -252,7 +247,7 @@ def _latent_table(name: Name, pairs: pd.DataFrame, sides: Sequence[list[Side | N
             nearest = side.neighbours[0] if side.neighbours else Neighbour(-1, float("nan"))
             found.append(
                 {
-                    **_key(own),
+                    **own.key,
                     "latent": side.latent,
                     "partner": partner,
                     "partner_seed": partner_seed,

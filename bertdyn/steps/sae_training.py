@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -55,6 +55,11 @@ class Name(NamedTuple):
     def rows_state(self, first: str) -> str:
         """The state whose rows it is measured on."""
         return first if self.comparison == CONTROL else self.state
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells it from others of its sparsity: columns of a table."""
+        return {column: value for column, value in self._asdict().items() if column != "sparsity"}
 
     def folder(self) -> str:
         """Where it is saved, relative to the run's folder."""

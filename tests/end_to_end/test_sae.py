@@ -105,7 +105,7 @@ def test_the_run_in_mlflow(source, studied):
     assert note.startswith("## Sparse dictionaries of synthetic-minilm-scratch-s0")
     assert summary.startswith(note[:4000])
     assert summary in out
-    assert "what the classifier of pretrained loses: its head is random" in summary
+    assert "what the classifier of pretrained loses: its head is that before training" in summary
     files = {str(path.relative_to(artifacts(run))) for path in artifacts(run).rglob("*") if path.is_file()}
     figures = {"frontier", "densities", "fidelity", "sparse_probes", "fates", "cosines"}
     assert {name for name in files if name.startswith("figures/")} == {f"figures/{name}.png" for name in figures}

@@ -5,8 +5,7 @@ import pytest
 
 from bertdyn.errors import InputError
 from bertdyn.geometry.cosines import unit
-from bertdyn.sae import matching
-from bertdyn.sae.matching import best_cosines, match, seen_from_second
+from bertdyn.sae.matching import match, seen_from_second
 
 
 def directions(latents, width=16, seed=0):
@@ -37,7 +36,6 @@ def test_one_to_one_a_partner_is_used_once_and_the_nearest_many_times():
     found = match(first, second)
     assert sorted(found.partner) == [0, 1, 2]
     assert sorted(found.cosine) == [0, 1, 1]
-    np.testing.assert_array_equal(best_cosines(first, second), 1)
 
 
 def test_dead_latents_take_no_part():
@@ -62,15 +60,8 @@ def test_seen_from_the_second_the_pairs_are_the_same(here, there):
     assert (forth.partner < 0).sum() == max(there - here, 0)
 
 
-def test_best_cosines_do_not_depend_on_the_blocks(monkeypatch):
-    first, second = directions(50), directions(30, seed=1).astype(np.float32)
-    expected = (first @ second.T).max(axis=1)
-    monkeypatch.setattr(matching, "BLOCK_ELEMENTS", 100)  # three rows at a time
-    np.testing.assert_allclose(best_cosines(first, second), expected, atol=1e-10)
-
-
 def test_what_cannot_be_compared_is_an_input_error():
     with pytest.raises(InputError, match="width 16 and 8"):
         match(directions(4), directions(4, 8))
     with pytest.raises(InputError, match="one has length 2; directions of length 1"):
-        best_cosines(directions(4), 2 * directions(4))
+        match(directions(4), 2 * directions(4))

@@ -359,6 +359,18 @@ def test_one_seed_has_no_floor_for_independent_dictionaries(tmp_path, bare):
     assert set(result.metrics["seed"]) == {3}
 
 
+def test_a_class_too_rare_for_folds_leaves_the_probes_out_and_says_so(tmp_path):
+    labels = LABELS.copy()
+    of_probe = np.flatnonzero([text[0] == "probe" for text in TEXTS])
+    labels[of_probe] = 0
+    labels[of_probe[:3]] = 1
+    run = make_run(tmp_path, {"pretrained": {1: rows_of(planted_codes())}}, labels=labels.tolist())
+    result = run_sae(tmp_path / "run", run, num_train_epochs=1, fidelity=False)
+    assert re.search("Left out: sparse probes of the label: a class has fewer than 5 texts", result.summary)
+    assert not (tmp_path / "run/sparse_probes.parquet").exists()
+    assert "classifier" not in result.summary  # not asked for, so not left out, either
+
+
 def test_the_first_seed_has_the_baselines_whatever_its_number(tmp_path, bare):
     run = make_run(tmp_path, {"pretrained": {1: rows_of(planted_codes())}})
     found = run_sae(tmp_path / "run", run, seeds="3,1", num_train_epochs=1, frontier="1").metrics
