@@ -9,7 +9,7 @@ import scipy.sparse
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bertdyn.plots.feature_page import (
+from bertdyn.plots.feature_cards import (
     Effect,
     ExampleGroup,
     Histogram,

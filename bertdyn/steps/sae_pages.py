@@ -13,7 +13,8 @@ import torch
 
 from bertdyn.features.texts import texts_of
 from bertdyn.files import replacing
-from bertdyn.plots.feature_page import Fact, Histogram, LatentCard, Metric, Neighbour, Page, Side, feature_page
+from bertdyn.plots.feature_cards import Fact, Histogram, LatentCard, Metric, Neighbour, Page, Side
+from bertdyn.plots.feature_page import feature_page
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.examples import text_tokens
 from bertdyn.steps.config import SaeConfig, choices

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertdyn.plots.feature_page import (
-    LEVELS,
+from bertdyn.plots.feature_cards import (
     Effect,
     Example,
     ExampleGroup,
@@ -27,9 +26,9 @@ from bertdyn.plots.feature_page import (
     Piece,
     Side,
     Word,
-    feature_page,
     shown_example,
 )
+from bertdyn.plots.feature_page import LEVELS, feature_page
 
 NAN = math.nan
 
