@@ -31,6 +31,7 @@ from transformers import (
     BertTokenizer,
 )
 from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 from transformers.utils.generic import merge_with_config_defaults
@@ -191,13 +192,7 @@ class FusedBertModel(BertModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
         )
-        mask, _ = self._create_attention_masks(
-            attention_mask=attention_mask,
-            encoder_attention_mask=None,
-            embedding_output=embedded,
-            encoder_hidden_states=None,
-            past_key_values=None,
-        )
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embedded, attention_mask=attention_mask)
         hidden_states = self.encoder(
             embedded, attention_mask=mask, position_ids=position_ids, **kwargs
         ).last_hidden_state
