@@ -26,7 +26,7 @@ from bertdyn.features.texts import TokenisedTexts
 from bertdyn.features.writing import StateWriter, begin_state, finish_state
 from bertdyn.models.anatomy import anatomy_of
 from bertdyn.models.loading import HEADS
-from bertdyn.models.recording import Recorded, recording
+from bertdyn.models.recording import UNITS, Recorded, check_units, recording
 
 BYTES_PER_CHUNK = 64 * 2**20
 TOKENS_PER_CHUNK = 2**15
@@ -80,10 +80,11 @@ def make_manifest(
     anatomy, arrays = anatomy_of(model), {}
     for site in sites:
         of = [layer for layer in layers if layer > 0 or site == "hidden"]
-        if site in ("ffn_pre", "ffn_post"):
+        if site in UNITS and site != "attention":
+            check_units(anatomy, site, of)
             # A shared layer is the last one there is, whatever its number.
             physical = [anatomy.layers[min(layer, len(anatomy.layers)) - 1] for layer in of]
-            widths = [len(cast(Tensor, parts["ffn_in"].bias)) for parts in physical]
+            widths = [len(cast(Tensor, parts[UNITS[site]].bias)) for parts in physical]
         else:
             widths = [0 if site == "attention" else model.config.hidden_size] * len(of)
         for way in ["tokens"] if site == "attention" else rows:

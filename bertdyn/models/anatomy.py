@@ -1,8 +1,8 @@
 """Where each family keeps its embeddings, layers, heads and feed-forward parts.
 
-This is the only module that knows how a model family is built. Everything else asks for an
-`Anatomy` and speaks of components: `word_embeddings`, `query`, `ffn_in`, `head`, … To add a
-family, write one small function that returns its `Anatomy` and enter it in `FAMILIES`.
+This module and the names in `parts` are the only places that know how a model family is built. Everything
+else asks for an `Anatomy` and speaks of components: `word_embeddings`, `query`, `ffn_in`, `head`, … To add a
+family, enter the names of its layers in `parts.PARTS`, and a small function that returns its `Anatomy` in `FAMILIES`.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bertdyn.errors import InputError
+from bertdyn.models.parts import PARTS, family_of
+from bertdyn.models.pruned import NoHeads
 
 EMBEDDING_COMPONENTS = (
     "word_embeddings",
@@ -32,6 +34,7 @@ LAYER_COMPONENTS = (
     "ffn_out",
     "ffn_norm",
 )
+_HEADS = ("query", "key", "value")
 COMPONENTS = (*EMBEDDING_COMPONENTS, *LAYER_COMPONENTS, "pooler", "head", "other")
 
 
@@ -51,7 +54,8 @@ class Anatomy:
     embeddings: dict[str, nn.Module]
     """Component name → module, before the first layer; only components that the family has."""
     layers: list[dict[str, nn.Module]]
-    """One entry per *physical* layer: component name → module. ALBERT shares one entry."""
+    """One entry per *physical* layer: component name → module. ALBERT shares one entry. Without heads, a layer of a
+    pruned model has no query, key and value; without neurons, no ffn_in."""
     depth: int
     """Number of layers in the forward pass, L; larger than `len(layers)` where layers are shared."""
     head_size: int
@@ -81,12 +85,12 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         If the family is not one of `FAMILIES`.
     """
     check_family(model.config)
-    return FAMILIES[model.config.model_type](model.base_model)
+    return FAMILIES[family_of(model.config)](model.base_model)
 
 
 def check_family(config: PretrainedConfig) -> None:
-    """Raise `InputError` unless the family of `config` is known here."""
-    if config.model_type not in FAMILIES:
+    """Raise `InputError` unless the family of `config`, pruned or not, is known here."""
+    if family_of(config) not in FAMILIES:
         raise InputError(
             f"model family {config.model_type!r} is not supported: accepted are {', '.join(sorted(FAMILIES))}"
         )
@@ -117,12 +121,24 @@ def places(model: PreTrainedModel) -> dict[str, Place]:
 def max_length(config: PretrainedConfig) -> int:
     """The longest input, in tokens with special ones, that the position embeddings allow."""
     # RoBERTa counts positions from padding_idx + 1, so that many rows of its table are never used.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "camembert") else 0
+    offset = config.pad_token_id + 1 if family_of(config) in ("roberta", "camembert") else 0
     return config.max_position_embeddings - offset
 
 
 def _head_size(config: PretrainedConfig) -> int:
     return config.hidden_size // config.num_attention_heads
+
+
+def _layers(encoder: Any) -> list[dict[str, nn.Module]]:
+    """The parts of every physical layer; those that pruning has removed are not among them."""
+    parts = PARTS[family_of(encoder.config)]
+    layers = []
+    for layer in parts.layers(encoder.config):
+        heads = [] if isinstance(encoder.get_submodule(parts.attention.format(i=layer)), NoHeads) else _HEADS
+        of = {component: parts.name(component, layer) for component in parts.layer}
+        found = {c: encoder.get_submodule(name) for c, name in of.items() if c in heads or c not in _HEADS}
+        layers.append({c: module for c, module in found.items() if not isinstance(module, nn.Identity)})
+    return layers
 
 
 def _bert(encoder: Any) -> Anatomy:
@@ -134,19 +150,7 @@ def _bert(encoder: Any) -> Anatomy:
             "token_type_embeddings": embeddings.token_type_embeddings,
             "embeddings_norm": embeddings.LayerNorm,
         },
-        layers=[
-            {
-                "query": layer.attention.self.query,
-                "key": layer.attention.self.key,
-                "value": layer.attention.self.value,
-                "attention_output": layer.attention.output.dense,
-                "attention_norm": layer.attention.output.LayerNorm,
-                "ffn_in": layer.intermediate.dense,
-                "ffn_out": layer.output.dense,
-                "ffn_norm": layer.output.LayerNorm,
-            }
-            for layer in encoder.encoder.layer
-        ],
+        layers=_layers(encoder),
         depth=encoder.config.num_hidden_layers,
         head_size=_head_size(encoder.config),
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
@@ -169,19 +173,7 @@ def _distilbert(encoder: Any) -> Anatomy:
             "position_embeddings": embeddings.position_embeddings,
             "embeddings_norm": embeddings.LayerNorm,
         },
-        layers=[
-            {
-                "query": layer.attention.q_lin,
-                "key": layer.attention.k_lin,
-                "value": layer.attention.v_lin,
-                "attention_output": layer.attention.out_lin,
-                "attention_norm": layer.sa_layer_norm,
-                "ffn_in": layer.ffn.lin1,
-                "ffn_out": layer.ffn.lin2,
-                "ffn_norm": layer.output_layer_norm,
-            }
-            for layer in encoder.transformer.layer
-        ],
+        layers=_layers(encoder),
         depth=encoder.config.num_hidden_layers,
         head_size=_head_size(encoder.config),
         blocks=list(encoder.transformer.layer),
@@ -199,20 +191,7 @@ def _albert(encoder: Any) -> Anatomy:
             "embeddings_norm": embeddings.LayerNorm,
             "embeddings_projection": encoder.encoder.embedding_hidden_mapping_in,
         },
-        layers=[
-            {
-                "query": layer.attention.query,
-                "key": layer.attention.key,
-                "value": layer.attention.value,
-                "attention_output": layer.attention.dense,
-                "attention_norm": layer.attention.LayerNorm,
-                "ffn_in": layer.ffn,
-                "ffn_out": layer.ffn_output,
-                "ffn_norm": layer.full_layer_layer_norm,
-            }
-            for group in encoder.encoder.albert_layer_groups
-            for layer in group.albert_layers
-        ],
+        layers=_layers(encoder),
         depth=encoder.config.num_hidden_layers,
         head_size=_head_size(encoder.config),
         pooler=[encoder.pooler] if encoder.pooler is not None else [],
@@ -228,21 +207,7 @@ def _flaubert(encoder: Any) -> Anatomy:
             "position_embeddings": encoder.position_embeddings,
             "embeddings_norm": encoder.layer_norm_emb,
         },
-        layers=[
-            {
-                "query": attention.q_lin,
-                "key": attention.k_lin,
-                "value": attention.v_lin,
-                "attention_output": attention.out_lin,
-                "attention_norm": attention_norm,
-                "ffn_in": ffn.lin1,
-                "ffn_out": ffn.lin2,
-                "ffn_norm": ffn_norm,
-            }
-            for attention, attention_norm, ffn, ffn_norm in zip(
-                encoder.attentions, encoder.layer_norm1, encoder.ffns, encoder.layer_norm2, strict=True
-            )
-        ],
+        layers=_layers(encoder),
         depth=encoder.config.n_layers,
         head_size=_head_size(encoder.config),
     )

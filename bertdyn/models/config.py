@@ -10,10 +10,10 @@ from transformers.hf_argparser import HfArg
 
 from bertdyn.errors import InputError
 
-SITES = ("hidden", "attention_output", "ffn_pre", "ffn_post", "attention")
-"""What can be recorded of a layer: its output; what its attention adds, before the residual connection; its
-feed-forward neurons before and after the activation function; how much the first token attends to each token,
-mean over heads. Layer 0, the output of the embeddings, has hidden states only."""
+SITES = ("hidden", "context", "attention_output", "ffn_pre", "ffn_post", "attention")
+"""What can be recorded of a layer: its output; what its heads give out, side by side; what its attention adds, before
+the residual connection; its feed-forward neurons before and after the activation function; how much the first token
+attends to each token, mean over heads. Layer 0, the output of the embeddings, has hidden states only."""
 EMBEDDINGS = ("base", "fft", "conv2d")
 CONV_KERNEL_SIZES = (1, 3)
 

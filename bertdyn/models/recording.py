@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bertdyn.errors import InputError
 from bertdyn.models.anatomy import Anatomy, anatomy_of
 from bertdyn.models.unpadded import Packing, is_unpadded, packing_of
 
 _OUTPUTS = {"attention_output": "attention_output", "ffn_pre": "ffn_in"}
-_INPUTS = {"ffn_post": "ffn_out"}
+_INPUTS = {"context": "attention_output", "ffn_post": "ffn_out"}
+UNITS = {"context": "query", "attention": "query", "ffn_pre": "ffn_in", "ffn_post": "ffn_in"}
+"""Site → the component without which a layer has none of it: heads or neurons, which pruning may have removed."""
 
 
 class Recorded(NamedTuple):
@@ -48,17 +51,26 @@ def recording(
     ----------
     wanted
         Site (of `models.config.SITES`) → layers, 0 to L.
+
+    Raises
+    ------
+    InputError
+        If a layer has nothing of that kind left.
     """
     anatomy = anatomy_of(model)
+    for site, layers in wanted.items():
+        check_units(anatomy, site, layers)
     calls = _Calls(wanted)
     handles = []
     for site in wanted:
         for component in _components(site):
-            for module in {id(layer[component]): layer[component] for layer in anatomy.layers}.values():
-                if component in _INPUTS.values():
+            name = component if site == "attention" else site
+            having = [number for number, layer in enumerate(anatomy.layers, start=1) if component in layer]
+            calls.expect(name, list(range(1, anatomy.depth + 1)) if anatomy.shares_layers else having)
+            for module in (anatomy.layers[number - 1][component] for number in having):
+                if site in _INPUTS:
                     handles.append(module.register_forward_pre_hook(calls.keep_input(site)))
                 else:
-                    name = component if site == "attention" else site
                     handles.append(module.register_forward_hook(calls.keep_output(name, site)))
 
     def record(inputs: Mapping[str, Tensor]) -> Recorded:
@@ -77,7 +89,7 @@ def recording(
         for layer in wanted.get("attention", ()):
             query, key = (_real(calls.kept[name, layer], packing) for name in ("query", "key"))
             values["attention", layer] = first_token_attention(query, key, packing, anatomy.head_size)
-        calls.check(anatomy)
+        calls.check()
         return Recorded(values, packing, output)
 
     try:
@@ -92,14 +104,22 @@ class _Calls:
 
     def __init__(self, wanted: Mapping[str, Collection[int]]) -> None:
         self.wanted = wanted
+        self.layers: dict[str, list[int]] = {}
         self.start()
+
+    def expect(self, name: str, layers: list[int]) -> None:
+        """The calls of `name` are those of these layers, in this order."""
+        self.layers[name] = layers
 
     def start(self) -> None:
         self.counts: dict[str, int] = {}
         self.kept: dict[tuple[str, int], Tensor] = {}
 
     def keep(self, name: str, site: str, value: Tensor) -> None:
-        layer = self.counts[name] = self.counts.get(name, 0) + 1
+        count = self.counts[name] = self.counts.get(name, 0) + 1
+        if count > len(self.layers[name]):  # said by `check`, with the whole number
+            return
+        layer = self.layers[name][count - 1]
         if layer in self.wanted[site]:
             self.kept[name, layer] = value
 
@@ -115,10 +135,21 @@ class _Calls:
 
         return hook
 
-    def check(self, anatomy: Anatomy) -> None:
-        for name, count in self.counts.items():
-            if count != anatomy.depth:
-                raise RuntimeError(f"{name} was called {count} times in a forward pass of {anatomy.depth} layers")
+    def check(self) -> None:
+        for name, layers in self.layers.items():
+            count = self.counts.get(name, 0)
+            if count != len(layers):
+                raise RuntimeError(f"{name} was called {count} times in a forward pass of {len(layers)} layers with it")
+
+
+def check_units(anatomy: Anatomy, site: str, layers: Collection[int]) -> None:
+    """Raise `InputError` if one of `layers` has lost all units of the kind that `site` shows."""
+    for layer in sorted(layers):
+        if site in UNITS and layer and UNITS[site] not in anatomy.layers[min(layer, len(anatomy.layers)) - 1]:
+            raise InputError(
+                f"{site!r} of layer {layer}: pruning left it no {'neurons' if 'ffn' in site else 'heads'}; "
+                "leave the layer out, or take hidden"
+            )
 
 
 def _components(site: str) -> tuple[str, ...]:

@@ -118,8 +118,9 @@ class ExtractConfig(DataConfig):
     )
     activations: str = HfArg(
         default="hidden",
-        help="hidden (states), attention_output (what attention adds), ffn_pre and ffn_post (neurons before and "
-        "after the activation function), attention (of the first token, mean over heads); '…,…' for several.",
+        help="hidden (states), context (what the heads give out), attention_output (what attention adds), ffn_pre and "
+        "ffn_post (neurons before and after the activation function), attention (of the first token, mean over heads); "
+        "'…,…' for several.",
     )
     dtype: str = HfArg(default="float16", help="float16, or float32; a value that float16 cannot hold is an error.")
     per_device_eval_batch_size: int = HfArg(default=64, help="Texts a forward pass on each device.")

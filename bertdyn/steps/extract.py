@@ -4,7 +4,6 @@ source run → data, states → tokens → one pass of the model a state → fea
 """
 
 import dataclasses
-import hashlib
 import logging
 import shutil
 import time
@@ -27,6 +26,7 @@ from bertdyn.features.texts import TokenisedTexts, texts_of
 from bertdyn.features.writing import begun_with, create_store, name_state
 from bertdyn.files import cache_folder
 from bertdyn.models.anatomy import anatomy_of
+from bertdyn.models.fingerprint import weights_fingerprint
 from bertdyn.models.loading import (
     check_max_length,
     check_tokenizer,
@@ -160,15 +160,6 @@ def load_state(config: ExtractConfig, state: State, data: TextData) -> PreTraine
     if can_run_unpadded(model):
         run_unpadded(model)
     return model
-
-
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over the names and values of all weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _begin_store(

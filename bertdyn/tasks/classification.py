@@ -64,6 +64,10 @@ class Classification:
             return F.cross_entropy(logits, labels)
         return (F.cross_entropy(logits, labels, reduction="none") * self.class_weights[labels]).mean()
 
+    def log_probabilities(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Of the classes: one tensor [batch, classes]."""
+        return [F.log_softmax(model(**model_inputs(batch)).logits.float(), dim=-1)]
+
     @torch.inference_mode()
     def predict(
         self, accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], part: str = ""

@@ -63,6 +63,12 @@ class QuestionAnswering:
         """Mean over the batch of the cross-entropies of start and end, halved, over what prediction chooses from."""
         return window_losses(*_logits(model, batch), batch).mean()
 
+    def log_probabilities(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Of the first and of the last token of the answer: two tensors [batch, seq]."""
+        logits = _logits(model, batch)
+        closed = _closed(logits[0], batch)
+        return [F.log_softmax(x.masked_fill(closed, torch.finfo(x.dtype).min), dim=-1) for x in logits]
+
     @torch.inference_mode()
     def predict(self, accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], part: str) -> Answers:
         """The answers to all questions of `part`, whose windows are in `batches`, in whatever order.
@@ -204,12 +210,18 @@ def window_losses(start: Tensor, end: Tensor, batch: Batch) -> Tensor:
 
 def position_losses(start: Tensor, end: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """The two cross-entropies of `window_losses`, [batch] each."""
-    position = torch.arange(start.shape[1], device=start.device)
-    closed = (position < batch["context_start"][:, None]) | (position >= batch["context_end"][:, None])
-    closed[:, 0] = False
+    closed = _closed(start, batch)
     start, end = start.masked_fill(closed, -torch.inf), end.masked_fill(closed, -torch.inf)
     start_losses = F.cross_entropy(start, batch["start_positions"], reduction="none")
     return start_losses, F.cross_entropy(end, batch["end_positions"], reduction="none")
+
+
+def _closed(logits: Tensor, batch: Batch) -> Tensor:
+    """[batch, seq]: positions that prediction never chooses, all but the context and the first token."""
+    position = torch.arange(logits.shape[1], device=logits.device)
+    closed = (position < batch["context_start"][:, None]) | (position >= batch["context_end"][:, None])
+    closed[:, 0] = False
+    return closed
 
 
 def best_spans(start: Tensor, end: Tensor, context_start: Tensor, context_end: Tensor, max_length: int) -> Spans:

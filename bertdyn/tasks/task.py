@@ -23,6 +23,10 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss of one batch, a mean over its examples."""
 
+    def log_probabilities(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """What `model` says of one batch: [batch, options] for each choice that the head makes (one of classes, two of
+        positions), what cannot be chosen at the lowest finite number."""
+
     def predict(self, accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], part: str) -> Any:
         """What `model` says of `part`, in the order of its examples; the same in every process."""
 

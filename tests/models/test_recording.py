@@ -29,15 +29,17 @@ def alone(folder, ids):
     """The same of one text, by transformers' own records and by hooks that keep every call."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
-    kept = {name: [] for name in ("attention_output", "ffn_in", "ffn_out")}
+    kept = {name: [] for name in ("context", "attention_output", "ffn_in", "ffn_out")}
     anatomy = anatomy_of(model)
     for layer in anatomy.layers:
         for name in ("attention_output", "ffn_in"):
             layer[name].register_forward_hook(lambda module, args, output, name=name: kept[name].append(output[0]))
+        layer["attention_output"].register_forward_pre_hook(lambda module, args: kept["context"].append(args[0][0]))
         layer["ffn_out"].register_forward_hook(lambda module, args, output: kept["ffn_out"].append(args[0][0]))
     output = model(input_ids=ids[None], output_hidden_states=True, output_attentions=True)
     values = {("hidden", layer): hidden[0] for layer, hidden in enumerate(output.hidden_states)}
     for number in range(1, LAYERS + 1):
+        values["context", number] = kept["context"][number - 1]
         values["attention_output", number] = kept["attention_output"][number - 1]
         values["ffn_pre", number] = kept["ffn_in"][number - 1]
         values["ffn_post", number] = kept["ffn_out"][number - 1]

@@ -207,7 +207,7 @@ BAD = {
     "no text": ({"max_probe_samples": 0}, "--max_probe_samples 0: no row; accepted: 1 or more"),
     "unknown rows": ({"rows": "first,sometimes"}, "--rows 'first,sometimes': accepted are first, mean, tokens"),
     "unknown part": ({"parts": "dev"}, "--parts 'dev': accepted are train, validation, probe, test"),
-    "unknown site": ({"activations": "gelu"}, "--activations 'gelu': accepted are hidden, attention_output, ffn_pre"),
+    "unknown site": ({"activations": "gelu"}, "--activations 'gelu': accepted are hidden, context, attention_output"),
     "unknown type": ({"dtype": "int8"}, "--dtype 'int8': accepted are float16, float32"),
     "texts longer than the model": ({"max_length": 600}, r"--max_length 600 .*accepted are at most 512"),
     "no text in a batch": ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size 0: accepted: 1 or more"),

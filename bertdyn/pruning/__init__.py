@@ -1,0 +1,1 @@
+"""Activation-driven structured pruning: statistics → scores → plan → surgery → cost."""
