@@ -71,6 +71,7 @@ def make_batches(
     shuffle: bool,
     seed: int = 0,
     token_rows: bool = False,
+    by_length: bool = True,
 ) -> DataLoader:
     """A DataLoader over one tokenised part.
 
@@ -86,6 +87,8 @@ def make_batches(
         True for training (order by seed and epoch); False for evaluation (longest first).
     seed
         Of the training order, at least 0.
+    by_length
+        Of evaluation; False: in the order of the rows.
     token_rows
         Also say where the real tokens lie in the flattened batch, for models that compute no padding: found
         here, their number is known without waiting for a GPU.
@@ -99,7 +102,7 @@ def make_batches(
         order: Any = EpochShuffle(len(dataset), seed)
     else:
         # Stable, so that texts of one length keep their order.
-        order = np.argsort(-np.asarray(dataset["length"]), kind="stable").tolist()
+        order = np.argsort(-np.asarray(dataset["length"]), kind="stable").tolist() if by_length else range(len(dataset))
     # A generator of its own: else every pass would draw from, and so change, torch's global random state.
     generator = torch.Generator().manual_seed(seed)
     dataset = dataset.remove_columns([name for name in NOT_IN_BATCHES if name in dataset.column_names])

@@ -18,6 +18,10 @@ def family_of(config: PretrainedConfig) -> str:
     return config.model_type.removeprefix(PRUNED)
 
 
+def _numbers(config: PretrainedConfig) -> list[str]:
+    return [str(layer) for layer in range(config.num_hidden_layers)]
+
+
 class Parts(NamedTuple):
     """Where a family keeps the parts of its layers; `{i}` stands for a layer."""
 
@@ -25,7 +29,7 @@ class Parts(NamedTuple):
     """Component → module name within the encoder."""
     attention: str
     """The module of one layer's attention: hidden states in, (hidden states, weights) out."""
-    layers: Callable[[PretrainedConfig], list[str]] = lambda config: [str(i) for i in range(config.num_hidden_layers)]
+    layers: Callable[[PretrainedConfig], list[str]] = _numbers
     """What to put for `{i}`, one a *physical* layer."""
 
     def name(self, component: str, layer: str) -> str:

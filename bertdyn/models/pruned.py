@@ -157,11 +157,11 @@ def _narrow(encoder: nn.Module, config: PretrainedConfig) -> None:
             encoder.set_submodule(parts.name("ffn_out", layer), NoUnits(config.hidden_size))
 
 
-def _resize(encoder: nn.Module, name: str, **sizes: int) -> None:
-    old = encoder.get_submodule(name)
-    sizes = {"in_features": old.in_features, "out_features": old.out_features} | sizes  # type: ignore[dict-item]
-    if (old.in_features, old.out_features) != (sizes["in_features"], sizes["out_features"]):
-        encoder.set_submodule(name, nn.Linear(**sizes))
+def _resize(encoder: nn.Module, name: str, in_features: int | None = None, out_features: int | None = None) -> None:
+    old: Any = encoder.get_submodule(name)
+    sizes = in_features or old.in_features, out_features or old.out_features
+    if sizes != (old.in_features, old.out_features):
+        encoder.set_submodule(name, nn.Linear(*sizes))
 
 
 def _remove_heads(encoder: nn.Module, parts: Parts, layer: str, width: int) -> None:

@@ -1,9 +1,9 @@
 """A plan within a budget: how many units each block keeps, so that the sum of the scores that go is smallest.
 
 Given scores that add up, a block that keeps k units keeps its k best. What is left is to divide the budget among the
-blocks, a multiple-choice knapsack, which dynamic programming over a fine grid of costs solves for any cost that is a sum
-over blocks: parameters, FLOPs, or a table of measured latencies (ZipLM, Kurtic et al. 2023, does the same with latency;
-Kwon et al. 2022 sweep over the number of heads, which is this for two kinds of units of constant cost).
+blocks, a multiple-choice knapsack, which dynamic programming over a fine grid of costs solves for any cost that is a
+sum over blocks: parameters, FLOPs, or a table of measured latencies (ZipLM, Kurtic et al. 2023, does the same with
+latency; Kwon et al. 2022 sweep over the number of heads, which is this for two kinds of units of constant cost).
 """
 
 from typing import NamedTuple
@@ -87,7 +87,7 @@ def _options(shape: Shape, site: Site, scores: Scores, costs: Costs, allow_empty
 
 
 def _knapsack(options: dict[Site, _Options], slack: float) -> dict[Site, int]:
-    """Block → which of its options, at a smallest sum of losses, with costs above the smallest rounded up to the grid."""
+    """Block → which of its options, at the smallest sum of losses; costs are rounded up to the grid."""
     step = slack / STEPS
     lowest = np.zeros(STEPS + 1)  # loss of the blocks so far, by what they may spend
     choices: list[np.ndarray] = []
@@ -103,10 +103,10 @@ def _knapsack(options: dict[Site, _Options], slack: float) -> dict[Site, int]:
             best_loss[better], choice[better] = loss[better], i
         lowest = best_loss
         choices.append(choice)
-    left, chosen = STEPS, {}
+    left, chosen = STEPS, dict[Site, int]()
     for (site, option), choice in zip(reversed(options.items()), reversed(choices), strict=True):
-        chosen[site] = i = int(choice[left])
-        extra = option.costs[i] - option.costs[0]
+        chosen[site] = int(choice[left])
+        extra = option.costs[chosen[site]] - option.costs[0]
         left -= int(np.ceil(extra / step - 1e-9)) if step > 0 else 0
     return chosen
 
@@ -114,15 +114,16 @@ def _knapsack(options: dict[Site, _Options], slack: float) -> dict[Site, int]:
 def _fill(options: dict[Site, _Options], chosen: dict[Site, int], slack: float) -> dict[Site, int]:
     """Spend what rounding left: again and again the next larger option that saves most loss."""
     chosen = dict(chosen)
-    left = slack - sum(options[site].costs[i] - options[site].costs[0] for site, i in chosen.items())
+    left = slack - sum(float(options[site].costs[i] - options[site].costs[0]) for site, i in chosen.items())
     while True:
-        gains = {}
+        gains: dict[Site, float] = {}
         for site, i in chosen.items():
             option = options[site]
             if i + 1 < len(option.counts) and option.costs[i + 1] - option.costs[i] <= left:
                 gains[site] = option.losses[i] - option.losses[i + 1]
         if not gains:
             return chosen
-        site = max(gains, key=lambda site: gains[site])
-        left -= options[site].costs[chosen[site] + 1] - options[site].costs[chosen[site]]
-        chosen[site] += 1
+        best_site = max(gains, key=lambda site: gains[site])
+        costs, now = options[best_site].costs, int(chosen[best_site])
+        left -= float(costs[now + 1] - costs[now])
+        chosen[best_site] = now + 1

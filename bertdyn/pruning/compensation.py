@@ -6,9 +6,9 @@ of x alone is
     mean            b + W_R E[x_R]                          exact where the removed inputs are constant (FLAP)
     least_squares   the same, and W_K + W_R C_RK C_KK⁻¹     the removed inputs as a linear function of the others
 
-Least squares is damped by shrinking the covariance to a multiple of the identity (OAS), since a few hundred first tokens
-say little of a thousand inputs. Both lower the squared error on the texts they are computed from, the second more than
-the first; neither must lower the error of the logits, so which one a block gets is chosen by that (`search`).
+Least squares is damped by shrinking the covariance to a multiple of the identity (OAS), since a few hundred first
+tokens say little of a thousand inputs. Both lower the squared error on the texts they are computed from, the second
+more than the first; neither must lower the error of the logits, so which one a block gets is chosen by that (`search`).
 """
 
 from typing import NamedTuple
@@ -65,7 +65,7 @@ def compensate(weight: Tensor, bias: Tensor, kept: list[int], moments: InputMome
 
 def _regression(moments: InputMoments, stays: Tensor, goes: Tensor) -> Tensor:
     covariance = moments.covariance.to(stays.device)
-    damping = oas_damping(covariance, moments.count)
+    damping = oas_damping(covariance, moments.num_rows)
     own = covariance[stays][:, stays]
     own = own + damping * torch.eye(len(stays), dtype=own.dtype, device=own.device)
     return torch.linalg.solve(own, covariance[stays][:, goes]).T

@@ -50,7 +50,7 @@ def parameter_costs(shape: Shape) -> Costs:
 
 
 def flop_costs(shape: Shape, batch_size: int = 1, length: int = 64) -> Costs:
-    """FLOPs of one forward pass of the encoder's layers over texts of `length` tokens; a shared layer counts each call."""
+    """FLOPs of one forward pass of the layers over texts of `length` tokens; a shared layer counts each call."""
     hidden, head = shape.hidden_size, shape.head_size
     tokens, calls = batch_size * length, shape.depth // len(shape.heads)
     per_unit = {

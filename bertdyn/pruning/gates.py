@@ -31,7 +31,7 @@ def gated(
         [width] by site, what a closed gate leaves: the mean, where it will be folded into the bias. None: zero.
     """
     handles = [
-        projection(model, site).register_forward_pre_hook(_scale(gate, centres and centres[site]))
+        projection(model, site).register_forward_pre_hook(_scale(gate, None if centres is None else centres[site]))
         for site, gate in gates.items()
     ]
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 class InputMoments(NamedTuple):
     """Of rows [n, width], float64."""
 
-    count: int
+    num_rows: int
     mean: Tensor
     """[width]"""
     scatter: Tensor
@@ -30,18 +30,18 @@ class InputMoments(NamedTuple):
 
     def __add__(self, other: "InputMoments") -> "InputMoments":  # type: ignore[override]
         """The moments of both blocks together."""
-        count = self.count + other.count
-        if not other.count or not self.count:
-            return self if self.count else other
+        num_rows = self.num_rows + other.num_rows
+        if not other.num_rows or not self.num_rows:
+            return self if self.num_rows else other
         shift = other.mean - self.mean
         product = torch.outer(shift, shift) if self.scatter.dim() == 2 else shift.square()
-        scatter = self.scatter + other.scatter + product * (self.count * other.count / count)
-        return InputMoments(count, self.mean + shift * (other.count / count), scatter)
+        scatter = self.scatter + other.scatter + product * (self.num_rows * other.num_rows / num_rows)
+        return InputMoments(num_rows, self.mean + shift * (other.num_rows / num_rows), scatter)
 
     @property
     def variance(self) -> Tensor:
         """[width], of the population (ddof 0)."""
-        return (self.scatter.diagonal() if self.scatter.dim() == 2 else self.scatter) / max(1, self.count)
+        return (self.scatter.diagonal() if self.scatter.dim() == 2 else self.scatter) / max(1, self.num_rows)
 
     @property
     def covariance(self) -> Tensor:
@@ -54,7 +54,7 @@ class InputMoments(NamedTuple):
         """
         if self.scatter.dim() != 2:
             raise ValueError("these moments hold variances only: collect them with covariance=True")
-        return self.scatter / max(1, self.count)
+        return self.scatter / max(1, self.num_rows)
 
     @property
     def mean_square(self) -> Tensor:

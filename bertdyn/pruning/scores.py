@@ -3,7 +3,7 @@
 | criterion | score of a unit | source |
 |---|---|---|
 | taylor | mean over texts of abs(∂ loss / ∂ gate) | Michel et al. 2019; Molchanov et al. 2019 |
-| fisher | E (∂ log p / ∂ gate)²: the KL divergence that closing the gate costs, to second order (times 2) | Kwon et al. 2022 |
+| fisher | E (∂ log p / ∂ gate)²: twice the KL divergence that closing the gate costs, to second order | Kwon 2022 |
 | fluctuation | Σ variance of the inputs × ‖their output weights‖² | FLAP, An et al. 2024 |
 | wanda | Σ root mean square of the inputs × Σ abs(their output weights) | Sun et al. 2024, summed over outputs |
 | magnitude | norm of all weights of the unit | |
@@ -11,9 +11,9 @@
 | state_change | mean over tokens of abs(what it gives out in one state of training - in another) | |
 | random | uniform | |
 
-Inputs are those of the block's output projection: the neurons behind the activation function, the heads' context. (System
-4 took neurons *before* it, where most of what moves is cut off by GELU.) A head's score is the sum over its dimensions,
-for the two changes their mean.
+Inputs are those of the block's output projection: the neurons behind the activation function, the heads' context.
+(System 4 took neurons *before* it, where most of what moves is cut off by GELU.) A head's score is the sum over its
+dimensions, for the two changes their mean.
 
 `taylor` and `fisher` are in units of the loss, and so comparable between blocks. The others are not: for a budget over
 the whole encoder, `comparable` scales the scores of each block to the sum 1, which makes all blocks equally important.
@@ -85,7 +85,7 @@ def unit_scores(criterion: str, model: PreTrainedModel, evidence: Evidence, *, s
 
 
 def comparable(scores: Scores, criterion: str) -> Scores:
-    """Scores that can be added up over blocks: as they are where they are in units of the loss, else of sum 1 a block."""
+    """Scores that can be added up over blocks: in units of the loss as they are, all others of sum 1 a block."""
     if criterion in IN_LOSS:
         return scores
     return {site: values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) for site, values in scores.items()}

@@ -1,12 +1,11 @@
 """What the units of an encoder do on some texts: moments of what they give out, and how much the output needs them.
 
 Only real tokens count, so that padding changes nothing; and nothing depends on how the texts are batched. Of a
-classifier, which reads first tokens only, the last layer is looked at there alone: what it says of other tokens is never
-read (Kwon et al. 2022 do the same).
+classifier, which reads first tokens only, the last layer is looked at there alone: what it says of other tokens is
+never read (Kwon et al. 2022 do the same).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,12 +15,13 @@ from transformers import PreTrainedModel
 
 from bertdyn.data.batching import Batch, model_inputs
 from bertdyn.models.loading import HEADS
+from bertdyn.models.modes import evaluating
 from bertdyn.models.recording import recording
 from bertdyn.models.unpadded import Packing
 from bertdyn.pruning.gates import gated
 from bertdyn.pruning.moments import InputMoments
 from bertdyn.pruning.shape import Shape, Site, shape_of
-from bertdyn.tasks.task import Task
+from bertdyn.tasks.task import Once, Task
 
 RECORDED = {"attention": "context", "ffn": "ffn_post"}
 """Kind of block → the site of `recording` that shows what its units give out."""
@@ -162,13 +162,14 @@ def gate_gradients(
                 for site in shape.sites
             }
             with gated(model, gates, centres):
-                loss = task.loss(model, batch) * num_texts  # a sum, so that each text has a gradient of its own
-                absolute = _gradients(loss, gates)
-                options = task.log_probabilities(model, batch)
-                fisher = dict.fromkeys(gates, torch.zeros(()))
-                for weight, chosen in _labels(options, generator):
-                    for site, gradient in _gradients(chosen.sum(), gates).items():
-                        fisher[site] = fisher[site] + weight[:, None].double() * gradient.double().square()
+                once = Once(model)
+                loss = task.loss(once, batch) * num_texts  # a sum, so that each text has a gradient of its own
+                options = task.log_probabilities(once, batch)
+            absolute = _gradients(loss, gates)
+            fisher = dict.fromkeys(gates, torch.zeros((), dtype=torch.float64, device=model.device))
+            for weight, chosen in _labels(options, generator):
+                for site, gradient in _gradients(chosen.sum(), gates).items():
+                    fisher[site] = fisher[site] + weight[:, None].double() * gradient.double().square()
             total = total + Gradients(
                 num_texts,
                 {site: gradient.double().abs().sum(dim=0) for site, gradient in absolute.items()},
@@ -198,14 +199,3 @@ def _labels(options: list[Tensor], generator: torch.Generator) -> Iterator[tuple
         drawn.append(log_probabilities.gather(1, label)[:, 0])
     total = torch.stack(drawn).sum(dim=0)
     yield torch.ones_like(total).detach(), total
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside, what it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -47,10 +47,10 @@ def prune(model: PreTrainedModel, plan: Plan, projections: Mapping[Site, Project
     with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are all replaced
         pruned = MODELS[family_of(model.config)][_head(model)](config)
     if getattr(model.base_model, "pooler", None) is None and hasattr(pruned.base_model, "pooler"):
-        pruned.base_model.pooler = None
+        pruned.base_model.pooler = None  # type: ignore[assignment]
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     state = prune_state(model.state_dict(), model.config, plan, projections or {}, prefix)
-    pruned = pruned.to(device=model.device, dtype=model.dtype)
+    pruned = pruned.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     pruned.load_state_dict(state)
     return pruned.train(model.training)
 

@@ -1,4 +1,4 @@
-"""Plans from thresholds and from ratios, block by block: a unit stays if and only if its score reaches the threshold."""
+"""Plans from thresholds and from ratios, block by block: a unit stays if its score reaches the threshold."""
 
 import math
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ from transformers.hf_argparser import HfArg
 from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.errors import InputError
 from bertdyn.models.config import SITES, ModelConfig
+from bertdyn.pruning.config import CONTROLS, PruningConfig
 from bertdyn.sae.config import ACTIVATIONS, COMPARISONS
 from bertdyn.training.config import PRECISIONS, TrainingConfig
 
@@ -56,15 +57,7 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
 
     def seed_list(self) -> list[int]:
         """The seeds of `--seeds`; empty without it."""
-        if not self.seeds:
-            return []
-        try:
-            seeds = [int(seed) for seed in self.seeds.split(",")]
-        except ValueError:
-            seeds = []
-        if len(set(seeds)) < 2 or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise InputError(f"--seeds {self.seeds!r}: accepted are at least two different whole numbers: '0,1,2'")
-        return seeds
+        return several_seeds(self.seeds)
 
     def tags(self) -> dict[str, str]:
         """What a run is searched by in MLflow."""
@@ -151,6 +144,87 @@ class ExtractConfig(DataConfig):
         choices(self.activations, "activations", SITES)
         choices(self.states, "states")
         layer_numbers(self.layers)
+
+
+@dataclass
+class PruneConfig(DataConfig, TrainingConfig, PruningConfig):
+    """All options of pruning. Training options are those of the recovery."""
+
+    source_run_id: Optional[str] = HfArg(
+        default=None, help="A fine-tune (or prune) run: the model in --state is pruned, on the run's own data."
+    )
+    state: str = HfArg(default="best", help="Which model of the run: best, last, epoch_001, …")
+    model_name_or_path: Optional[str] = HfArg(
+        default=None,
+        help="Instead of --source_run_id: any fine-tuned model, as fine-tune takes it, with the data options.",
+    )
+    trust_remote_code: bool = HfArg(
+        default=False, help="Run the Python code that comes with a checkpoint. Only for sources you trust."
+    )
+    recover: bool = HfArg(
+        default=True, help="Train the pruned model (and the controls, alike) after surgery: the training options."
+    )
+    num_train_epochs: int = HfArg(default=2, help="Of the recovery: passes over the train part.")
+    distillation: float = HfArg(
+        default=0.5, help="Of the recovery: weight of the dense model's answers beside the labels, 0 to 1."
+    )
+    temperature: float = HfArg(default=2.0, help="Softens both models' answers for --distillation.")
+    hidden_distillation: float = HfArg(
+        default=0.0, help="Weight of the distance from the dense model's hidden states, in all layers; 0: none."
+    )
+    controls: str = HfArg(
+        default="dense,random,magnitude",
+        help="What the pruned model stands beside, trained equally long: the unpruned model (dense), and other units "
+        "pruned to the same sizes (random, magnitude); 'none' for none.",
+    )
+    seeds: Optional[str] = HfArg(
+        default=None, help="'0,1,2': one child run a seed, and paired differences with a 95 percent interval."
+    )
+    latency_shapes: str = HfArg(
+        default="1x32,1x128,16x32", help="Batches to time, texts x tokens, before and after; 'none' to leave it out."
+    )
+    latency_rounds: int = HfArg(default=40, help="Of the timing; both models run in each.")
+    export_onnx: bool = HfArg(default=True, help="Also write onnx/model.onnx, checked against PyTorch, and time it.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-prune.")
+    register_as: Optional[str] = HfArg(
+        default=None, help="Register the pruned model: '<name>' or '<name>@<alias>'; loads as models:/<name>@<alias>."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.source_run_id) == bool(self.model_name_or_path):
+            raise InputError("give --source_run_id <fine-tune run> or --model_name_or_path <model>, one of the two")
+        if self.criterion == "state_change" and not self.source_run_id:
+            raise InputError("--criterion state_change compares two states of a run: give --source_run_id")
+        if not 0 <= self.distillation <= 1:
+            raise InputError(f"--distillation {self.distillation}: accepted are values from 0 to 1")
+        for name, least in (("temperature", 0.1), ("hidden_distillation", 0), ("latency_rounds", 3)):
+            if not least <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name} {getattr(self, name)}: accepted are values from {least}")
+        if self.seeds and self.register_as:
+            raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
+        self.control_list()
+        self.shapes()
+        several_seeds(self.seeds)
+
+    def control_list(self) -> list[str]:
+        """The controls, of `CONTROLS`."""
+        return [] if self.controls == "none" else choices(self.controls, "controls", CONTROLS)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(texts, tokens) of the batches to time.
+
+        Raises
+        ------
+        InputError
+            If they are no such pairs.
+        """
+        if self.latency_shapes == "none":
+            return []
+        pairs = [word.split("x") for word in choices(self.latency_shapes, "latency_shapes")]
+        if not all(len(pair) == 2 and all(number.isdigit() and int(number) for number in pair) for pair in pairs):
+            raise InputError(f"--latency_shapes {self.latency_shapes!r}: accepted are pairs such as '1x32,16x128'")
+        return [(int(texts), int(tokens)) for texts, tokens in pairs]
 
 
 @dataclass
@@ -414,6 +488,25 @@ class SaeConfig:
         if self.activation != "relu" and any(value != int(value) for value in further):
             raise InputError(f"--frontier {self.frontier!r}: accepted are whole numbers, values of --k")
         return [main, *(value for value in further if value != main)]
+
+
+def several_seeds(value: str | None) -> list[int]:
+    """The seeds of a list such as '0,1,2'; empty without one.
+
+    Raises
+    ------
+    InputError
+        If they are not two or more different whole numbers.
+    """
+    if not value:
+        return []
+    try:
+        seeds = [int(seed) for seed in value.split(",")]
+    except ValueError:
+        seeds = []
+    if len(set(seeds)) < 2 or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise InputError(f"--seeds {value!r}: accepted are at least two different whole numbers: '0,1,2'")
+    return seeds
 
 
 def numbers(value: str, flag: str) -> list[float]:

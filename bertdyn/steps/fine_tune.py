@@ -31,6 +31,7 @@ from bertdyn.steps.fine_tune_report import write_report
 from bertdyn.steps.preparation import (
     Texts,
     batches_of,
+    check_unchanged,
     load_checkpoint,
     load_texts,
     make_accelerator,
@@ -124,7 +125,8 @@ def make_job(config: FineTuneConfig, tracker: Tracker) -> tuple[Job, Progress | 
         tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
     texts = load_texts(config, accelerator)
     if accelerator.is_main_process:
-        record_inputs(config, texts, tracker)
+        check_unchanged(config, texts.data, tracker)
+        record_inputs(texts, tracker)
     task = make_task(config, texts, accelerator.device)
     progress = earlier_progress(config, tracker, folder, accelerator)
     model = start_model(config, texts, folder, progress).to(accelerator.device)

@@ -27,6 +27,7 @@ from bertdyn.tasks.task import Task
 from bertdyn.tracking.locations import resolve_model
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import checkpoint_path
+from bertdyn.training.config import TrainingConfig
 from bertdyn.training.loop import Progress
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def load_texts(config: FineTuneConfig, accelerator: Accelerator) -> Texts:
     return Texts(data, tokenizer, tokens)
 
 
-def make_task(config: FineTuneConfig, texts: Texts, device: torch.device) -> Task:
+def make_task(config: TrainingConfig, texts: Texts, device: torch.device) -> Task:
     """The task of the data.
 
     Raises
@@ -99,15 +100,14 @@ def make_task(config: FineTuneConfig, texts: Texts, device: torch.device) -> Tas
     return Classification(None if weights is None else weights.to(device))
 
 
-def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> None:
-    """Write down what goes in; refuse to resume on data that changed.
+def check_unchanged(config: FineTuneConfig, data: TextData, tracker: Tracker) -> None:
+    """Refuse to resume on data that changed.
 
     Raises
     ------
     InputError
         If an earlier attempt at this run saw other data.
     """
-    data = texts.data
     if config.resume_run_id:
         try:
             seen = json.loads(tracker.fetch("data.json").read_text())["fingerprint"]
@@ -115,6 +115,11 @@ def record_inputs(config: FineTuneConfig, texts: Texts, tracker: Tracker) -> Non
             seen = data.fingerprint
         if seen != data.fingerprint:
             raise InputError(f"the data of run {config.resume_run_id} changed since it was started: {data.source}")
+
+
+def record_inputs(texts: Texts, tracker: Tracker) -> None:
+    """Write down what goes in."""
+    data = texts.data
     longer = "questions_in_windows" if data.task == "question-answering" else "texts_cut"
     content = {"fingerprint": data.fingerprint, **data.report, longer: texts.tokens.truncated}
     write_json(tracker.folder / "data.json", content)

@@ -93,9 +93,9 @@ def seeds_report(config: FineTuneConfig, table: pd.DataFrame, links: Mapping[int
     return "\n".join(lines), metrics
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean score over seeds, by Student's t, within 0 and 1."""
+def t_interval(values: np.ndarray, *, bounded: bool = True) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds, by Student's t; of scores (`bounded`) within 0 and 1."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
-    return max(float(low), 0.0), min(float(high), 1.0)
+    return (max(float(low), 0.0), min(float(high), 1.0)) if bounded else (float(low), float(high))

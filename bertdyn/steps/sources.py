@@ -1,13 +1,13 @@
 """What a step takes from the run that it starts from: its data, its checkpoints."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
 from bertdyn.data.text_data import TextData
 from bertdyn.errors import InputError
-from bertdyn.steps.config import ExtractConfig, FineTuneConfig, choices
+from bertdyn.steps.config import ExtractConfig, FineTuneConfig, PruneConfig, choices
 from bertdyn.tracking.locations import CHECKPOINTS, load_run_config, load_run_json, require_source, resolve_model
 
 MODEL_STAGES = ("fine-tune", "prune")
@@ -26,7 +26,10 @@ class State(NamedTuple):
     """What `from_pretrained` takes."""
 
 
-def with_source_data(config: ExtractConfig) -> ExtractConfig:
+Config = TypeVar("Config", ExtractConfig, PruneConfig)
+
+
+def with_source_data(config: Config) -> Config:
     """`config` with the data options of its source run, if it has one; its own limits on examples stay.
 
     Raises
@@ -44,6 +47,25 @@ def with_source_data(config: ExtractConfig) -> ExtractConfig:
         if own not in (value, getattr(defaults, name)):
             raise InputError(f"--{name} {own!r}: the texts are those of run {run_id}, with {value!r}; leave it out")
     return dataclasses.replace(config, **taken)
+
+
+def within_source_limits(config: PruneConfig) -> PruneConfig:
+    """`config` with the source run's limits on examples where it has none of its own.
+
+    Raises
+    ------
+    InputError
+        If it asks for more examples than its source had.
+    """
+    if not config.source_run_id:
+        return config
+    source, limits = _data_config(config.source_run_id), {}
+    for name in LIMITS:
+        own, most = getattr(config, name), getattr(source, name)
+        if own is not None and most is not None and own > most:
+            raise InputError(f"--{name} {own}: run {config.source_run_id} had {most}; accepted are at most so many")
+        limits[name] = most if own is None else own
+    return dataclasses.replace(config, **limits)
 
 
 def load_source_data(run_id: str) -> TextData:
@@ -66,12 +88,19 @@ def _data_config(run_id: str) -> DataConfig:
     return DataConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataConfig)})
 
 
-def label_of(config: ExtractConfig) -> str:
+def label_of(config: ExtractConfig | PruneConfig) -> str:
     """What to call the model on its texts, in names and figures: `sst2-minilm-s0`."""
     if config.source_run_id:
-        return _fine_tune_config(config.source_run_id).default_run_name().removesuffix("-fine-tune")
+        return _label(config.source_run_id)
     dataset, model = (str(name).rstrip("/").split("/")[-1] for name in (config.dataset, config.model_name_or_path))
     return f"{dataset}-{model}"
+
+
+def _label(run_id: str) -> str:
+    stored = load_run_config(run_id)
+    if "criterion" not in stored:
+        return _fine_tune_config(run_id).default_run_name().removesuffix("-fine-tune")
+    return label_of(_known(PruneConfig, stored)) + "-pruned"
 
 
 def described(config: ExtractConfig) -> dict[str, str | int]:
@@ -97,16 +126,29 @@ def extract_config(run_id: str) -> ExtractConfig:
     return ExtractConfig(**stored)
 
 
-def tags_of(config: ExtractConfig) -> dict[str, str]:
-    """What an extract run is searched by in MLflow."""
+def tags_of(config: ExtractConfig | PruneConfig) -> dict[str, str]:
+    """What a run that starts from another is searched by in MLflow."""
     if config.source_run_id:
         return _fine_tune_config(config.source_run_id).tags() | {"bertdyn.source_run_id": config.source_run_id}
     return {"bertdyn.model": str(config.model_name_or_path), "bertdyn.dataset": config.dataset}
 
 
 def _fine_tune_config(run_id: str) -> FineTuneConfig:
-    stored, known = load_run_config(run_id), {field.name for field in dataclasses.fields(FineTuneConfig)}
-    return FineTuneConfig(**{name: value for name, value in stored.items() if name in known})
+    """The options of a fine-tune run; of a prune run, those of the run that its model came from, with its own data."""
+    stored = load_run_config(run_id)
+    if "criterion" not in stored:
+        return _known(FineTuneConfig, stored)
+    pruning = _known(PruneConfig, stored)
+    data = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(DataConfig)}
+    if pruning.source_run_id:
+        return dataclasses.replace(_fine_tune_config(pruning.source_run_id), **data)
+    return FineTuneConfig(**data, model_name_or_path=str(pruning.model_name_or_path), seed=pruning.seed)
+
+
+def _known(kind: type[Any], stored: dict[str, Any]) -> Any:
+    """Options of one kind from those of a run, which another version may have made."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in stored.items() if name in fields})
 
 
 def find_states(run_id: str, wanted: str) -> list[State]:

@@ -1,9 +1,9 @@
 """Text classification: loss, evaluation in the order of the examples, metrics and reports."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,7 +53,7 @@ class Classification:
     name = "classification"
     selection_metric = "eval/accuracy"
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """Mean cross-entropy of one batch; with class weights, each example's times the weight of its class.
 
         Not PyTorch's weighted mean: that divides by the weights of the batch, and so takes them back the more,
@@ -64,7 +64,7 @@ class Classification:
             return F.cross_entropy(logits, labels)
         return (F.cross_entropy(logits, labels, reduction="none") * self.class_weights[labels]).mean()
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+    def log_probabilities(self, model: Callable[..., Any], batch: Batch) -> list[Tensor]:
         """Of the classes: one tensor [batch, classes]."""
         return [F.log_softmax(model(**model_inputs(batch)).logits.float(), dim=-1)]
 

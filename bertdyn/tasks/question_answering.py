@@ -5,9 +5,9 @@ for the whole batch at once, among its context tokens only; a few numbers a wind
 their example by number, never by text or by order, and answers are cut from the context by characters.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,11 +59,11 @@ class QuestionAnswering:
     name = "question-answering"
     selection_metric = "eval/f1"
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """Mean over the batch of the cross-entropies of start and end, halved, over what prediction chooses from."""
         return window_losses(*_logits(model, batch), batch).mean()
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+    def log_probabilities(self, model: Callable[..., Any], batch: Batch) -> list[Tensor]:
         """Of the first and of the last token of the answer: two tensors [batch, seq]."""
         logits = _logits(model, batch)
         closed = _closed(logits[0], batch)
@@ -185,7 +185,7 @@ class QuestionAnswering:
         return scores.assign(null=none, has_answer=[len(gold) > 0 for gold in golds])
 
 
-def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def _logits(model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor]:
     """Start and end logits [batch, seq], float32."""
     outputs = model(**model_inputs(batch))
     return outputs.start_logits.float(), outputs.end_logits.float()

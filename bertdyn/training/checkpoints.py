@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertdyn.data.batching import Batch
 from bertdyn.errors import InputError
-from bertdyn.files import replacing
+from bertdyn.files import replacing, write_json
 from bertdyn.training.loop import Listener, Progress
 from bertdyn.training.selection import best_epoch
 
@@ -151,6 +151,27 @@ class Checkpoints(Listener):
         if progress.epoch:
             keep.add(best_epoch(progress.history, self.metric))
         return set(range(progress.epoch)) - keep
+
+
+def save_start(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, saved: Callable[[str], None]
+) -> None:
+    """The checkpoints of a run that does not train: `pretrained`, `best` and `last` are one, epoch 0."""
+    name = checkpoint_path(0).removeprefix("checkpoints/")
+    states = dict.fromkeys(("pretrained", "last", "best"), name)
+    manifest = {
+        "states": states,
+        "checkpoints": [name],
+        "updates_per_epoch": 0,
+        "metric": None,
+        "history": [{"epoch": 0}],
+    }
+    with replacing(folder / checkpoint_path(0)) as temporary:
+        model.save_pretrained(temporary, save_original_format=False)
+        tokenizer.save_pretrained(temporary)
+    saved(checkpoint_path(0))
+    write_json(folder / MANIFEST, manifest)
+    saved(MANIFEST)
 
 
 def save_training_state(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, SaeConfig
+from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
 from entrypoints.main import MainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,7 @@ CONFIGS = {
     "compare": CompareConfig,
     "probe": ProbeConfig,
     "sae": SaeConfig,
+    "prune": PruneConfig,
 }
 
 

@@ -1,0 +1,142 @@
+"""Training after surgery, on the one training core: of the pruned model and, by the same recipe, of its controls."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from bertdyn.data.batching import make_batches
+from bertdyn.models.unpadded import is_unpadded
+from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.preparation import Texts, make_accelerator
+from bertdyn.tasks.distillation import Distillation
+from bertdyn.tasks.task import Task
+from bertdyn.tracking.tracker import Tracker
+from bertdyn.training.checkpoints import Checkpoints
+from bertdyn.training.loop import AtEpochEnd, Listener, Progress, train
+from bertdyn.training.optimization import make_optimizer, make_scheduler, updates_per_epoch
+from bertdyn.training.progress_bar import ProgressBar
+from bertdyn.training.selection import EarlyStopping, best_epoch
+
+
+class Recovery(NamedTuple):
+    """What is the same for all models that are trained after surgery."""
+
+    config: PruneConfig
+    texts: Texts
+    task: Task
+    teacher: PreTrainedModel
+    """The dense model."""
+
+
+class Recovered(NamedTuple):
+    """A trained model."""
+
+    model: PreTrainedModel
+    """As it was at the end of its best epoch."""
+    best: int
+    history: list[dict[str, float]]
+
+
+def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, keep_checkpoints: bool) -> Recovered:
+    """Train `model` in place, with the dense model as a teacher where the options say so; go back to its best epoch.
+
+    Parameters
+    ----------
+    model
+        On the device of the teacher, computing padding or not as the teacher does.
+    tracker
+        Receives the metrics of every epoch, and with `keep_checkpoints` the checkpoints.
+    """
+    config, texts, task = recovery.config, recovery.texts, recovery.task
+    learned: Task = task
+    if config.distillation or config.hidden_distillation:
+        learned = Distillation(
+            task, recovery.teacher, config.distillation, config.temperature, config.hidden_distillation
+        )
+    accelerator = make_accelerator(
+        config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
+    )
+    optimizer = make_optimizer(model, config)
+    updates = updates_per_epoch(len(texts.tokens["train"]), config)
+    scheduler = make_scheduler(optimizer, config, config.num_train_epochs * updates)
+    batches = loader("train", recovery, model)
+    validation = accelerator.prepare(loader("validation", recovery, model))
+    best = _BestWeights(model, task.selection_metric)
+
+    def evaluate(progress: Progress) -> None:
+        scores = task.metrics(task.predict(accelerator, model, validation, "validation"), "validation")
+        progress.metrics.update({f"eval/{name}": value for name, value in scores.items()})
+
+    listeners: list[Listener] = [AtEpochEnd(evaluate), best]
+    listeners += [EarlyStopping(task.selection_metric, config.early_stopping_patience)]
+    if keep_checkpoints:
+        listeners += [checkpoints(recovery, model, tracker, optimizer, scheduler)]
+    listeners += [
+        AtEpochEnd(lambda progress: tracker.log_metrics(progress.metrics, progress.epoch)),
+        ProgressBar(len(batches), config.num_train_epochs, (task.selection_metric,)),
+    ]
+    progress = train(
+        accelerator,
+        model,
+        batches,
+        learned.loss,
+        optimizer,
+        scheduler,
+        num_epochs=config.num_train_epochs,
+        seed=config.seed,
+        max_grad_norm=config.max_grad_norm,
+        listeners=listeners,
+    )
+    best.restore()
+    return Recovered(model.eval(), best_epoch(progress.history, task.selection_metric), progress.history)
+
+
+def loader(part: str, recovery: Recovery, model: PreTrainedModel) -> DataLoader:
+    """Batches of one part: shuffled by epoch for training, by length for everything else."""
+    config, training = recovery.config, part == "train"
+    return make_batches(
+        recovery.texts.tokens[part],
+        recovery.texts.tokenizer,
+        config.per_device_train_batch_size if training else config.per_device_eval_batch_size,
+        shuffle=training,
+        seed=config.seed,
+        token_rows=is_unpadded(model),
+    )
+
+
+def checkpoints(
+    recovery: Recovery, model: PreTrainedModel, tracker: Tracker, optimizer: Optimizer, scheduler: LRScheduler
+) -> Checkpoints:
+    """What writes the checkpoints of a run, as those of fine-tuning are written."""
+    config = recovery.config
+    return Checkpoints(
+        tracker.folder,
+        model,
+        recovery.texts.tokenizer,
+        optimizer,
+        scheduler,
+        metric=recovery.task.selection_metric,
+        keep=config.keep_checkpoints,
+        dtype=getattr(torch, config.checkpoint_dtype),
+        saved=tracker.publish,
+    )
+
+
+class _BestWeights(Listener):
+    """Keeps the weights of the best epoch so far, to go back to."""
+
+    def __init__(self, model: PreTrainedModel, metric: str) -> None:
+        self.model, self.metric = model, metric
+        self.weights: dict[str, Tensor] = {}
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        if progress.epoch and best_epoch(progress.history, self.metric) == progress.epoch:
+            self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def restore(self) -> None:
+        self.model.load_state_dict(self.weights)
