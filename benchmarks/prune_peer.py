@@ -1,8 +1,8 @@
-"""Torch-Pruning, restricted to what can be compared: whole heads and feed-forward neurons, the residual stream as it is.
+"""Torch-Pruning, restricted to what can be compared: whole heads and feed-forward neurons, not the residual stream.
 
 Set up as in its own example for BERT (`examples/transformers/prune_hf_bert.py`): query, key and value are grouped by
-heads, heads are removed whole, the attributes of the attention modules are updated afterwards (heads keep their size, so
-the softmax scale is the dense one). On top of the example, all in its favour:
+heads, heads are removed whole, the attributes of the attention modules are updated afterwards (heads keep their size,
+so the softmax scale is the dense one). On top of the example, all in its favour:
 
 - embeddings, pooler, classifier and both output projections are ignored, else it halves the residual stream, too;
 - every layer keeps its best head and neuron (`KeepsOne`). Where a layer would lose all, Torch-Pruning leaves it whole,
@@ -19,7 +19,7 @@ import copy
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ from bertdyn.pruning.shape import Site, shape_of
 from bertdyn.tasks.task import Task
 
 CRITERIA = ("magnitude", "taylor", "taylor_unnormalised", "activation", "random")
-RATIO_TRIES, FILL_TRIES = 13, 10
+RATIO_TRIES, FILL_TRIES = 13, 11
 MOST = 0.97
 """Share of neurons that goes at most."""
 KEPT = 1e30
@@ -70,11 +70,10 @@ class PeerPruned(NamedTuple):
     model: PreTrainedModel
     pruning_ratio: float
     head_pruning_ratio: float
-    tries: int
     seconds: float
     """Statistics and one pruning at ratios that are known."""
     bisection_seconds: float
-    """All tries."""
+    """To know them; 0 where another criterion's are the same."""
 
 
 @dataclass
@@ -86,9 +85,13 @@ class Peer:
     seconds: dict[str, float]
     """Criterion → seconds of its statistics."""
     seed: int
+    _ratios: dict[tuple[bool, float], tuple[float, float]] = field(default_factory=dict)
+    """Ratios within a budget where layers are ranked alone: sizes do not depend on the criterion then."""
 
     @classmethod
-    def look(cls, dense: PreTrainedModel, batches: Sequence[Batch], whole: Batch, task: Task, costs: Costs, seed: int):
+    def look(
+        cls, dense: PreTrainedModel, batches: Sequence[Batch], whole: Batch, task: Task, costs: Costs, seed: int
+    ) -> "Peer":
         """Accumulate gradients of the mean loss over `batches`; activations of `whole`, the same texts as one batch."""
         source = copy.deepcopy(dense).eval()
         start = time.perf_counter()
@@ -105,36 +108,38 @@ class Peer:
 
     def prune(self, variant: Variant, budget: float) -> PeerPruned:
         """The largest encoder within `budget`, a share of the dense one's cost."""
-        start, tries = time.perf_counter(), 0
-        most = budget * self.costs.of(shape_of(self.source)) * (1 + 1e-9)
-        last = 0.0
+        start = time.perf_counter()
+        known = None if variant.global_ranking else self._ratios.get((variant.heads, budget))
+        ratio, head_ratio = known or self._bisect(variant, budget)
+        if not variant.global_ranking:
+            self._ratios[variant.heads, budget] = ratio, head_ratio
+        found = time.perf_counter()
+        model = self.attempt(variant, ratio, head_ratio)
+        if not self._fits(model, budget):
+            raise SystemExit(f"Torch-Pruning, {variant}: no encoder within {budget}")
+        seconds = self.seconds.get(variant.criterion, 0.0) + time.perf_counter() - found
+        return PeerPruned(model, ratio, head_ratio, seconds, found - start)
 
-        def fits(ratio: float, head_ratio: float) -> bool:
-            nonlocal tries, last
-            tries, began = tries + 1, time.perf_counter()
-            found = self.costs.of(shape_of(self.attempt(variant, ratio, head_ratio))) <= most
-            last = time.perf_counter() - began
-            return found
+    def _fits(self, model: PreTrainedModel, budget: float) -> bool:
+        return self.costs.of(shape_of(model)) <= budget * self.costs.of(shape_of(self.source)) * (1 + 1e-9)
 
-        def smallest(low: float, high: float, number: int, head_ratio: float | None) -> float:
-            for _ in range(number):
+    def _bisect(self, variant: Variant, budget: float) -> tuple[float, float]:
+        """The smallest ratios of neurons and heads that are within `budget`."""
+
+        def smallest(high: float, tries: int, head_ratio: float | None) -> float:
+            low = 0.0
+            for _ in range(tries):
                 middle = (low + high) / 2
-                if fits(middle, head_share(variant, middle) if head_ratio is None else head_ratio):
+                of_heads = head_share(variant, middle) if head_ratio is None else head_ratio
+                if self._fits(self.attempt(variant, middle, of_heads), budget):
                     high = middle
                 else:
                     low = middle
             return high
 
-        ratio = smallest(0.0, MOST, RATIO_TRIES, None)
+        ratio = smallest(MOST, RATIO_TRIES, None)
         head_ratio = head_share(variant, ratio)
-        if variant.heads:
-            ratio = smallest(0.0, ratio, FILL_TRIES + 3, head_ratio)
-        model = self.attempt(variant, ratio, head_ratio)
-        if self.costs.of(shape_of(model)) > most:
-            raise SystemExit(f"Torch-Pruning, {variant}: no encoder within {budget}")
-        whole = time.perf_counter() - start
-        statistics = self.seconds.get(variant.criterion, 0.0)
-        return PeerPruned(model, ratio, head_ratio, tries + 1, statistics + last, whole)
+        return (smallest(ratio, FILL_TRIES, head_ratio), head_ratio) if variant.heads else (ratio, head_ratio)
 
     def attempt(self, variant: Variant, ratio: float, head_ratio: float) -> PreTrainedModel:
         """A pruned copy at these ratios."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bertdyn.plots.style import COLORS, SEQUENTIAL, new_figure, tidy
 
@@ -64,13 +65,19 @@ def scores_figure(scores: pd.DataFrame, names: Mapping[str, str], title: str) ->
             if found["kl"] > 0:
                 _with_interval(left, found["kl"], found.get("kl_low"), found.get("kl_high"), at, style)
             _with_interval(right, found[score], found.get(f"{score}_low"), found.get(f"{score}_high"), at, style)
-        left.plot([], [], color=color, marker=marker, linestyle="none", label=label)
+        if stage in set(rows["stage"]):
+            left.plot([], [], color=color, marker=marker, linestyle="none", label=label)
     dense = rows[(rows["model"] == "dense") & (rows["stage"] == "surgery")]
     if not dense.empty:
         right.axvline(float(dense[score].iloc[0]), color="black", linewidth=0.8, linestyle=":", label="dense, before")
         left.plot([], [], color="black", linewidth=0.8, linestyle=":", label="dense, before")
-    left.set_xscale("log")
-    tidy(left, "KL(dense ‖ model), lower is nearer", "nats a text (log scale)", "")
+    if (rows["kl"] > 0).any():
+        left.set_xscale("log")
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        left.xaxis.set_major_formatter("{x:g}")
+        left.xaxis.set_minor_formatter(NullFormatter())
+        left.tick_params(axis="x", labelrotation=30)
+    tidy(left, "KL(dense ‖ model), lower is nearer", "nats a text", "")
     tidy(right, score.capitalize() if score == "accuracy" else "F1", score, "")
     left.set_yticks(range(len(models)), [names[model] for model in models])
     left.set_ylim(len(models) - 0.5, -0.5)

@@ -6,6 +6,7 @@ sum over blocks: parameters, FLOPs, or a table of measured latencies (ZipLM, Kur
 latency; Kwon et al. 2022 sweep over the number of heads, which is this for two kinds of units of constant cost).
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -63,25 +64,49 @@ def by_budget(
         If no such encoder is within the budget; it says what the smallest one costs.
     """
     dense = costs.of(shape) if of is None else of
-    options = {site: _options(shape, site, scores, costs, allow_empty, round_to) for site in shape.sites}
-    least = costs.fixed + sum(float(option.costs[0]) for option in options.values())
-    # What is not a site any more (a block without units) costs what it costs.
-    least += costs.of(shape) - costs.fixed - sum(float(option.costs[-1]) for option in options.values())
-    if not least <= budget * dense * (1 + 1e-9):
-        how = "" if allow_empty else "; --allow_empty true lets whole blocks go"
-        raise InputError(
-            f"--budget {budget}: out of reach; accepted are {least / dense:.3f} to 1 of the encoder's {costs.name}{how}"
-        )
+    least = check_reachable(shape, costs, budget, of=dense, allow_empty=allow_empty, round_to=round_to)
+    options = {site: _options(shape, site, scores[site].numpy(), costs, allow_empty, round_to) for site in shape.sites}
     slack = max(0.0, budget * dense - least)
     chosen = _fill(options, _knapsack(options, slack), slack)
     kept = {site: best(scores[site], int(options[site].counts[chosen[site]])) for site in options}
     return Plan(shape, kept)
 
 
-def _options(shape: Shape, site: Site, scores: Scores, costs: Costs, allow_empty: bool, round_to: int) -> _Options:
+def check_reachable(
+    shape: Shape, costs: Costs, budget: float, *, of: float, allow_empty: bool = False, round_to: int = 1
+) -> float:
+    """The cost of the smallest encoder that can be made of `shape`.
+
+    Raises
+    ------
+    InputError
+        If it is above `budget` × `of`; it says which budgets are in reach.
+    """
+    smallest = {site: int(_counts(shape, site, allow_empty, round_to)[0]) for site in shape.sites}
+
+    def numbers(kind: str, dense: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(smallest.get(Site(kind, layer), 0) for layer in range(1, len(dense) + 1))
+
+    least = costs.of(shape._replace(heads=numbers("attention", shape.heads), neurons=numbers("ffn", shape.neurons)))
+    if not least <= budget * of * (1 + 1e-9):
+        # Rounded up: the number that is shown is in reach.
+        lowest = math.ceil(1000 * least / of) / 1000
+        how = "" if allow_empty or shape.shares_layers else "; --allow_empty true lets whole blocks go"
+        raise InputError(
+            f"--budget {budget:g}: out of reach; accepted are {lowest} to 1 of the encoder's {costs.name}{how}"
+        )
+    return least
+
+
+def _counts(shape: Shape, site: Site, allow_empty: bool, round_to: int) -> np.ndarray:
+    """Numbers of units that a block may keep, ascending."""
     units, step = shape.units(site), round_to if site.kind == "ffn" else 1
-    counts = np.unique([*range(0 if allow_empty else min(step, units), units, step), units])
-    ascending = np.sort(scores[site].numpy())
+    return np.unique([*range(0 if allow_empty else min(step, units), units, step), units])
+
+
+def _options(shape: Shape, site: Site, scores: np.ndarray, costs: Costs, allow_empty: bool, round_to: int) -> _Options:
+    units, counts = shape.units(site), _counts(shape, site, allow_empty, round_to)
+    ascending = np.sort(scores)
     lost = np.concatenate([[0.0], np.cumsum(ascending)])[units - counts]
     return _Options(counts, costs.table(shape, site, counts.tolist()), lost)
 
@@ -114,7 +139,7 @@ def _knapsack(options: dict[Site, _Options], slack: float) -> dict[Site, int]:
 def _fill(options: dict[Site, _Options], chosen: dict[Site, int], slack: float) -> dict[Site, int]:
     """Spend what rounding left: again and again the next larger option that saves most loss."""
     chosen = dict(chosen)
-    left = slack - sum(float(options[site].costs[i] - options[site].costs[0]) for site, i in chosen.items())
+    left = slack * (1 + 1e-9) - sum(float(options[site].costs[i] - options[site].costs[0]) for site, i in chosen.items())
     while True:
         gains: dict[Site, float] = {}
         for site, i in chosen.items():

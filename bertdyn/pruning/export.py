@@ -144,16 +144,18 @@ class _Outputs(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch.onnx warns of in every export: operators of packages that are not there, its own future."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what every export says: operators of packages that are not there, its future, its optimiser's steps."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

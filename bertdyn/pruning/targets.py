@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertdyn.errors import InputError
-from bertdyn.pruning.budget import by_budget
+from bertdyn.pruning.budget import by_budget, check_reachable
 from bertdyn.pruning.config import PruningConfig
 from bertdyn.pruning.cost import Costs
 from bertdyn.pruning.plan import Plan
@@ -38,9 +38,10 @@ def plan_maker(config: PruningConfig, dense: Shape, costs: Costs) -> MakePlan:
     budget = config.target_budget
     if budget is not None:
         whole = costs.of(dense)
+        check_reachable(dense, costs, budget, of=whole, **options)
 
         def within(shape: Shape, scores: Scores, criterion: str, progress: float) -> Plan:
-            share = 1 - (1 - budget) * progress
+            share = budget if progress == 1 else 1 - (1 - budget) * progress
             return by_budget(shape, comparable(scores, criterion), costs, share, of=whole, **options)
 
         return within

@@ -31,7 +31,8 @@ class Deployment(NamedTuple):
     """Of the dense and the pruned model."""
 
     costs: pd.DataFrame
-    """One row a model: parameters, FLOPs, bytes, seconds to load, peak memory in a process of its own."""
+    """One row a model: parameters, FLOPs, bytes; of a process of its own, seconds to load, peak memory, and how much of
+    it is the model's, weights and activations (the rest is Python and torch)."""
     latency: pd.DataFrame
     """As `bertdyn.pruning.latency` makes it; empty where nothing was timed."""
     reload_difference: float
@@ -97,6 +98,7 @@ def _costs(
         "file_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "load_seconds": fresh.load_seconds,
         "peak_memory_mb": fresh.peak_memory_mb,
+        "model_memory_mb": fresh.peak_memory_mb - fresh.idle_memory_mb,
     }
     return row, difference
 

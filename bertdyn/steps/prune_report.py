@@ -97,7 +97,7 @@ def surgery_scalars(findings: Findings) -> dict[str, float]:
 def cost_scalars(deployment: Deployment) -> dict[str, float]:
     """`prune/…_ratio`: costs as a share of the dense model's."""
     costs = deployment.costs.set_index("model")
-    names = ("parameters", "encoder_parameters", "encoder_flops", "file_bytes", "peak_memory_mb")
+    names = ("parameters", "encoder_parameters", "encoder_flops", "file_bytes", "model_memory_mb")
     found = {f"prune/{name}_ratio": float(costs.at["pruned", name] / costs.at["dense", name]) for name in names}
     found |= {f"prune/{name}": float(costs.at["pruned", name]) for name in ("parameters", "encoder_parameters")}
     if not deployment.latency.empty:
@@ -183,6 +183,7 @@ def cost_lines(deployment: Deployment) -> list[str]:
         "encoder_parameters": ("parameters of the layers", 1e6, "M"),
         "encoder_flops": (f"FLOPs of the layers, {length} tokens", 1e9, "G"),
         "file_bytes": ("file", 1e6, "MB"),
+        "model_memory_mb": ("memory of weights and activations", 1, "MB"),
         "peak_memory_mb": ("peak memory of a process", 1, "MB"),
     }
     lines = ["| | dense | pruned | change |", "|---|---|---|---|"]

@@ -153,7 +153,9 @@ def test_what_can_be_reached_is_said_and_works(heads, neurons, fixed, seed, allo
     with pytest.raises(InputError) as error:
         by_budget(SMALL, scores, costs, 0.005, **options)
     message = str(error.value)
-    found = re.fullmatch(r"--budget 0\.005: .*accepted are (\S+) to 1 of the encoder's latency(; --allow_empty .*)?", message)
+    found = re.fullmatch(
+        r"--budget 0\.005: .*accepted are (\S+) to 1 of the encoder's latency(; --allow_empty .*)?", message
+    )
     assert found
     assert bool(found[2]) != allow_empty
     said = float(found[1])
@@ -175,11 +177,11 @@ def test_blocks_without_units_cost_what_they_cost():
     """Parameters of a removed block are still there: its bias and LayerNorm."""
     shape = SMALL._replace(heads=(3, 0), neurons=(0, 4))
     costs, scores = parameter_costs(shape), drawn(shape, 2)
-    for budget in (0.5, 0.8):
+    for budget in np.linspace(0.4, 1, 25):  # some just short of a unit more
         plan = by_budget(shape, scores, costs, budget)
         expected = brute_force(shape, scores, costs, budget * costs.of(shape) - 2 * 3 * 32)
-        assert costs.of(plan.result) <= budget * costs.of(shape)
-        assert loss_of(plan, scores) == pytest.approx(expected, abs=1e-3)
+        assert costs.of(plan.result) <= budget * costs.of(shape) * (1 + 1e-9)
+        assert expected - 1e-9 <= loss_of(plan, scores) <= expected + max(float(s.max()) for s in scores.values())
 
 
 @pytest.mark.parametrize("round_to", [1, 16])

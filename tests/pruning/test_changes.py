@@ -73,7 +73,9 @@ def test_between_texts_is_a_loop_over_pairs(checkpoints, family, head):
     model.train()
     assert_same(between_texts(model, [whole]), expected)
     mixed = pairs(model, (2, 0, 1))
-    assert_same(between_texts(model, [{k: v[:2] for k, v in mixed.items()}, {k: v[2:] for k, v in mixed.items()}]), expected)
+    assert_same(
+        between_texts(model, [{k: v[:2] for k, v in mixed.items()}, {k: v[2:] for k, v in mixed.items()}]), expected
+    )
     assert model.training
     if family != "flaubert":
         run_unpadded(model)

@@ -44,9 +44,7 @@ def test_any_split_in_any_order_is_the_whole(sizes, seed, shift, covariance, ord
     np.testing.assert_allclose(found.variance, expected.var(axis=0), rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(found.mean_square, (expected**2).mean(axis=0), rtol=1e-10, atol=1e-10)
     if covariance:
-        np.testing.assert_allclose(
-            found.covariance, np.cov(expected, rowvar=False, bias=True), rtol=1e-10, atol=1e-10
-        )
+        np.testing.assert_allclose(found.covariance, np.cov(expected, rowvar=False, bias=True), rtol=1e-10, atol=1e-10)
 
 
 def test_grouping_of_the_sums_does_not_matter():

@@ -25,7 +25,9 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, shape):
     assert again == plan
     assert again.digest == plan.digest == json.loads((tmp_path / "plan.json").read_text())["digest"]
     assert again.result == plan.result
-    assert again.result.heads == tuple(len(plan.kept.get(Site("attention", i), ())) for i in range(1, len(shape.heads) + 1))
+    assert again.result.heads == tuple(
+        len(plan.kept.get(Site("attention", i), ())) for i in range(1, len(shape.heads) + 1)
+    )
 
 
 def test_a_digest_is_of_what_stays():

@@ -82,7 +82,8 @@ def naive_rows(model, whole, head):
 
 @pytest.mark.parametrize("head", TASKS)
 @pytest.mark.parametrize(
-    ("family", "way"), [(f, way) for f in FAMILIES for way in ("padded", "unpadded") if (f, way) != ("flaubert", "unpadded")]
+    ("family", "way"),
+    [(f, way) for f in FAMILIES for way in ("padded", "unpadded") if (f, way) != ("flaubert", "unpadded")],
 )
 def test_moments_are_those_of_real_tokens(checkpoints, family, head, way):
     model = load(checkpoints[family], head)
@@ -157,12 +158,15 @@ def test_gradients_are_those_of_every_text_alone(checkpoints, family, head, cent
         assert_near(found.absolute, {s: sum(text[s].abs() for text in expected) for s in expected[0]})
     if head == "classification":
         model.eval()
-        fisher = {site: 0.0 for site in expected[0]}
+        fisher = dict.fromkeys(expected[0], 0.0)
         with torch.no_grad():
             weights = [F.softmax(model(**model_inputs(text)).logits.float(), dim=-1)[0] for text in alone(whole)]
         for label in range(3):
             gradients = naive_gradients(
-                model, whole, lambda m, t, c=label: F.log_softmax(m(**model_inputs(t)).logits.float(), -1)[0, c], centres
+                model,
+                whole,
+                lambda m, t, c=label: F.log_softmax(m(**model_inputs(t)).logits.float(), -1)[0, c],
+                centres,
             )
             for weight, text in zip(weights, gradients, strict=True):
                 fisher = {site: total + weight[label] * text[site].square() for site, total in fisher.items()}
@@ -186,11 +190,15 @@ def test_drawn_labels_estimate_the_sum_over_many_classes(checkpoints):
         weights = F.softmax(model(**model_inputs(whole)).logits.float(), dim=-1)[0]
     exact = dict.fromkeys(shape_of(model).sites, 0.0)
     for label, weight in enumerate(weights):
-        [text] = naive_gradients(model, whole, lambda m, t, c=label: F.log_softmax(m(**model_inputs(t)).logits, -1)[0, c])
+        [text] = naive_gradients(
+            model, whole, lambda m, t, c=label: F.log_softmax(m(**model_inputs(t)).logits, -1)[0, c]
+        )
         exact = {site: total + weight * text[site].square() for site, total in exact.items()}
     found = gate_gradients(model, [many(whole, 2000)], Classification())
     for site, values in exact.items():
-        torch.testing.assert_close(found.fisher[site] / 2000, values.double(), rtol=0.15, atol=0.02 * float(values.max()))
+        torch.testing.assert_close(
+            found.fisher[site] / 2000, values.double(), rtol=0.15, atol=0.02 * float(values.max())
+        )
     once, again, other = (gate_gradients(model, [whole], Classification(), seed=seed) for seed in (1, 1, 5))
     site = shape_of(model).sites[0]
     assert torch.equal(once.fisher[site], again.fisher[site])
@@ -212,7 +220,9 @@ def test_start_and_end_of_an_answer_are_drawn_independently(checkpoints):
             exact = {site: total + weight * text[site].square() for site, total in exact.items()}
     found = gate_gradients(model, [many(whole, 2000)], task)
     for site, values in exact.items():
-        torch.testing.assert_close(found.fisher[site] / 2000, values.double(), rtol=0.15, atol=0.02 * float(values.max()))
+        torch.testing.assert_close(
+            found.fisher[site] / 2000, values.double(), rtol=0.15, atol=0.02 * float(values.max())
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -59,9 +59,9 @@ def test_raising_thresholds_keeps_a_subset(values, one, other, allow_empty, roun
 
 @given(scores)
 def test_quantiles_are_shares_of_the_units(values):
-    none = {kind: (0.0, 0.0) for kind in ("attention", "ffn")}
+    none = dict.fromkeys(("attention", "ffn"), (0.0, 0.0))
     assert by_thresholds(SHAPE, values, none, "quantile") == identity(SHAPE)
-    every = {kind: (1.0, 1.0) for kind in ("attention", "ffn")}
+    every = dict.fromkeys(("attention", "ffn"), (1.0, 1.0))
     highest = by_thresholds(SHAPE, values, every, "quantile").kept
     for site, units in highest.items():
         assert units == tuple((values[site] == values[site].max()).nonzero()[:, 0].tolist())
@@ -134,5 +134,7 @@ def test_numbers_are_one_a_layer_or_one_for_all():
     assert per_layer([0.5], SHARED, "ffn_thresholds") == [0.5]
     with pytest.raises(InputError, match=r"^--ffn_keep_ratios has 3 numbers: accepted are 2 .*neurons.* one for all$"):
         per_layer([1, 1, 1], SHAPE, "ffn_keep_ratios")
-    with pytest.raises(InputError, match=r"^--attention_thresholds has 12 .* 1 .*heads.* 12 layers share their weights"):
+    with pytest.raises(
+        InputError, match=r"^--attention_thresholds has 12 .* 1 .*heads.* 12 layers share their weights"
+    ):
         per_layer([0.5] * 12, SHARED, "attention_thresholds")
