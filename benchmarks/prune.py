@@ -19,8 +19,8 @@ put into `--output`; a table of the same model and options that was measured wit
 
 bertdyn: each criterion, with nothing in place of what goes (none) and with least squares; fisher also with the best
 of all for each block (auto), and in several rounds. Statistics of the dense model are computed once and shared; the
-seconds of a row count all that it needs. Torch-Pruning: see `benchmarks.prune_peer`; `torch_pruning_best` is its variant
-with the lowest KL on the test part itself, which favours it. What no seed changes is measured with the first only.
+seconds of a row count all that it needs. Torch-Pruning: see `benchmarks.prune_peer`; `torch_pruning_best` is that of
+its variants with the lowest KL on the test part itself, which favours it. What no seed changes is measured once.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -87,6 +87,8 @@ SPLIT_BY = ("budgets", "recovery_budgets", "calibration_seeds", "recovery_seeds"
 BEST = "torch_pruning_best"
 
 Row = dict[str, Any]
+Texts = list[dict[str, np.ndarray]]
+"""`Bench.texts` of each seed."""
 
 
 def main() -> None:
@@ -205,8 +207,8 @@ class Ours:
 
     def search(self, criterion: str, budget: float, compensation: str, rounds: int) -> tuple[PreTrainedModel, float]:
         start = time.perf_counter()
-        options = {"compensation": compensation, "rounds": rounds}
-        found = search(self.bench.dense, self.calibration, criterion, self._maker(budget), **options)
+        dense, maker = self.bench.dense, self._maker(budget)
+        found = search(dense, self.calibration, criterion, maker, compensation=compensation, rounds=rounds)
         return found.model, time.perf_counter() - start
 
     def _maker(self, budget: float) -> Callable[..., Any]:
@@ -340,7 +342,7 @@ def recovery(bench: Bench) -> Row:
             "torch_pruning": (str(variant), found.model),
             "random": ("random, none", ours.prune("random", budget, "none")[0]),
         }
-        scores: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in systems}
+        scores: dict[str, Texts] = {name: [] for name in systems}
         for seed in options.recovery_seeds:
             for system, (name, model) in systems.items():
                 start = time.perf_counter()
@@ -372,12 +374,12 @@ def recover(bench: Bench, pruned: PreTrainedModel, seed: int) -> PreTrainedModel
     loss = Distillation(bench.task, teacher.eval(), 0.5, 2.0).loss
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config, len(batches))
-    once = {"num_epochs": 1, "seed": seed, "max_grad_norm": config.max_grad_norm}
-    train(Accelerator(cpu=True), model, batches, loss, optimizer, scheduler, **once)
+    clip, cpu = config.max_grad_norm, Accelerator(cpu=True)
+    train(cpu, model, batches, loss, optimizer, scheduler, num_epochs=1, seed=seed, max_grad_norm=clip)
     return model.eval()
 
 
-def paired(ours: list[Mapping[str, np.ndarray]], other: list[Mapping[str, np.ndarray]], score: str) -> Row:
+def paired(ours: Texts, other: Texts, score: str) -> Row:
     """Ours less the other: 95 % intervals by Student's t over seeds, and by a bootstrap over texts of the mean."""
     a, b = (np.stack([run[score] for run in runs]).astype(np.float64) for runs in (other, ours))  # [seeds, texts]
     by_seed = (b - a).mean(axis=1)

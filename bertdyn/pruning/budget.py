@@ -66,7 +66,8 @@ def by_budget(
     dense = costs.of(shape) if of is None else of
     least = check_reachable(shape, costs, budget, of=dense, allow_empty=allow_empty, round_to=round_to)
     options = {site: _options(shape, site, scores[site].numpy(), costs, allow_empty, round_to) for site in shape.sites}
-    slack = max(0.0, budget * dense - least)
+    slack = budget * dense - least
+    slack = slack if slack > 1e-9 * dense else 0.0  # less is rounding
     chosen = _fill(options, _knapsack(options, slack), slack)
     kept = {site: best(scores[site], int(options[site].counts[chosen[site]])) for site in options}
     return Plan(shape, kept)
@@ -139,7 +140,9 @@ def _knapsack(options: dict[Site, _Options], slack: float) -> dict[Site, int]:
 def _fill(options: dict[Site, _Options], chosen: dict[Site, int], slack: float) -> dict[Site, int]:
     """Spend what rounding left: again and again the next larger option that saves most loss."""
     chosen = dict(chosen)
-    left = slack * (1 + 1e-9) - sum(float(options[site].costs[i] - options[site].costs[0]) for site, i in chosen.items())
+    left = slack * (1 + 1e-9) - sum(
+        float(options[site].costs[i] - options[site].costs[0]) for site, i in chosen.items()
+    )
     while True:
         gains: dict[Site, float] = {}
         for site, i in chosen.items():

@@ -194,6 +194,11 @@ class PruneConfig(DataConfig, TrainingConfig, PruningConfig):
         super().__post_init__()
         if bool(self.source_run_id) == bool(self.model_name_or_path):
             raise InputError("give --source_run_id <fine-tune run> or --model_name_or_path <model>, one of the two")
+        if self.model_name_or_path and self.state != type(self).state:
+            raise InputError(f"--state {self.state!r}: a model has one state; leave it out")
+        for name in ("state", "reference_state"):
+            if getattr(self, name) == "all" or "," in getattr(self, name):
+                raise InputError(f"--{name} {getattr(self, name)!r}: accepted is one state, such as best or epoch_001")
         if self.criterion == "state_change" and not self.source_run_id:
             raise InputError("--criterion state_change compares two states of a run: give --source_run_id")
         if not 0 <= self.distillation <= 1:

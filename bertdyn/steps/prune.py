@@ -25,7 +25,7 @@ from bertdyn.pruning.targets import plan_maker
 from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.deployment import deploy
 from bertdyn.steps.fine_tune import PIPELINES
-from bertdyn.steps.preparation import make_accelerator, record_inputs
+from bertdyn.steps.preparation import record_inputs
 from bertdyn.steps.prune_report import CONTROL_WORDS, Findings, scalars, write_report
 from bertdyn.steps.prune_scores import Judge
 from bertdyn.steps.prune_source import Source, calibrate, load_dense, load_state, open_source
@@ -95,32 +95,25 @@ def score_and_recover(
 ) -> tuple[Judge, int]:
     """Score all models after surgery and, trained alike, after recovery; the judge, and the pruned model's best epoch.
 
-    Each control is a child run; its weights are not kept.
+    What is scored after recovery is what was saved. Each control is a child run; its weights are not kept.
     """
     everyone = {"dense": dense, **models}
     if config.unpadded == "true" or (config.unpadded == "auto" and can_run_unpadded(dense)):
         for model in everyone.values():
             run_unpadded(model)
-    accelerator = make_accelerator(config.mixed_precision)
-    judge = Judge(
-        accelerator,
-        source.texts,
-        source.task,
-        dense,
-        batch_size=config.per_device_eval_batch_size,
-        seed=config.seed,
-    )
+    judge = Judge(config, source.texts, source.task, dense)
     for name, model in everyone.items():
         judge.score(name, "surgery", model)
     if not config.recover:
         save_start(tracker.folder, models["pruned"], source.texts.tokenizer, tracker.publish)
         return judge, 0
     recovery = Recovery(config, source.texts, source.task, dense)
-    recovered = recover(recovery, models["pruned"], tracker, keep_checkpoints=True)
-    judge.score("pruned", "recovery", recovered.model)
+    best = recover(recovery, models["pruned"], tracker, keep_checkpoints=True)
+    saved = str(tracker.folder / checkpoint_path(best))
+    judge.score("pruned", "recovery", load_like(dense, saved, config, source))
     for name in config.control_list():
         # The dense model is the teacher of all: its control is a copy.
-        student = models[name] if name != "dense" else copy_of(dense, config, source)
+        student = models[name] if name != "dense" else load_like(dense, source.location, config, source)
         tags = tags_of(config) | {"bertdyn.stage": "prune-control", "bertdyn.control": name}
         with tracker.child(f"{source.label}-{name}-s{config.seed}-control", tags) as child:
             child.log_config(dataclasses.asdict(config) | {"control": name})
@@ -130,12 +123,12 @@ def score_and_recover(
             child.note(
                 f"Control of pruning: {CONTROL_WORDS[name]}, trained as the pruned model of {tracker.link()} was."
             )
-    return judge, recovered.best
+    return judge, best
 
 
-def copy_of(dense: PreTrainedModel, config: PruneConfig, source: Source) -> PreTrainedModel:
-    """The dense model once more, computing padding or not as it does."""
-    model = load_dense(config, source)
+def load_like(dense: PreTrainedModel, location: str, config: PruneConfig, source: Source) -> PreTrainedModel:
+    """The model in a folder, computing padding or not as `dense` does."""
+    model = load_state(location, config, source.texts.data, source.device)
     if is_unpadded(dense):
         run_unpadded(model)
     return model

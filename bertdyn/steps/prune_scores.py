@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
@@ -12,7 +11,8 @@ from bertdyn.data.batching import make_batches
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.models.unpadded import is_unpadded
 from bertdyn.pruning.agreement import Referee
-from bertdyn.steps.preparation import Texts
+from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.preparation import Texts, make_accelerator
 from bertdyn.tasks.classification import Predictions, accuracy_interval
 from bertdyn.tasks.task import Task
 
@@ -37,20 +37,23 @@ class Judge:
         What the others are compared with.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, texts: Texts, task: Task, dense: PreTrainedModel, *, batch_size: int, seed: int
-    ) -> None:
-        self.accelerator, self.task, self.seed = accelerator, task, seed
-        self.loaders = {
+    def __init__(self, config: PruneConfig, texts: Texts, task: Task, dense: PreTrainedModel) -> None:
+        self.accelerator, self.task, self.seed = make_accelerator(config.mixed_precision), task, config.seed
+        loaders = {
             part: make_batches(
-                texts.tokens[part], texts.tokenizer, batch_size, shuffle=False, token_rows=is_unpadded(dense)
+                texts.tokens[part],
+                texts.tokenizer,
+                config.per_device_eval_batch_size,
+                shuffle=False,
+                token_rows=is_unpadded(dense),
             )
             for part in PARTS
         }
         self.referees = {
             part: Referee(dense, [send_to_device(batch, dense.device) for batch in loader], task)
-            for part, loader in self.loaders.items()
+            for part, loader in loaders.items()
         }
+        self.loaders = {part: self.accelerator.prepare(loader) for part, loader in loaders.items()}
         self.verdicts: dict[tuple[str, str, str], Verdict] = {}
         """(model, stage, part) → what was found."""
 
@@ -67,7 +70,7 @@ class Judge:
             Computing padding or not as the dense one does.
         """
         for part in PARTS:
-            predictions = self.task.predict(self.accelerator, model, self._prepared(part), part)
+            predictions = self.task.predict(self.accelerator, model, self.loaders[part], part)
             agreement = self.referees[part].agreement(model)
             count = len(agreement.kl)
             low, high = bootstrap_ratio(agreement.kl, np.ones(count), seed=self.seed)
@@ -87,9 +90,6 @@ class Judge:
                 correct = predictions.predicted == predictions.labels
                 row["accuracy_low"], row["accuracy_high"] = accuracy_interval(int(correct.sum()), len(correct))
             self.verdicts[name, stage, part] = Verdict(row, correct)
-
-    def _prepared(self, part: str):
-        return self.accelerator.prepare(self.loaders[part])
 
     def table(self) -> pd.DataFrame:
         """One row a model, stage and part."""

@@ -43,8 +43,19 @@ class Source:
 
 
 def open_source(config: PruneConfig) -> Source:
-    """Data, tokens and the place of the model to prune."""
-    reference = None
+    """Data, tokens and the place of the model to prune.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with them, or if several processes run this.
+    """
+    accelerator = make_accelerator(config.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise InputError(
+            f"{accelerator.num_processes} processes: pruning runs in one; start it without torchrun, on one GPU"
+        )
+    device, reference = accelerator.device, None
     if config.source_run_id:
         data = load_source_data(config.source_run_id)
         [state] = find_states(config.source_run_id, config.state)
@@ -64,7 +75,6 @@ def open_source(config: PruneConfig) -> Source:
     tokenizer = load_tokenizer(location, trust_remote_code=config.trust_remote_code)
     tokens = tokenize_parts(data, tokenizer, config.max_length, cache_folder("tokens"), config.doc_stride)
     texts = Texts(data, tokenizer, tokens)
-    device = make_accelerator(config.mixed_precision).device
     return Source(location, reference, label_of(config), texts, make_task(config, texts, device), device)
 
 

@@ -33,16 +33,7 @@ class Recovery(NamedTuple):
     """The dense model."""
 
 
-class Recovered(NamedTuple):
-    """A trained model."""
-
-    model: PreTrainedModel
-    """As it was at the end of its best epoch."""
-    best: int
-    history: list[dict[str, float]]
-
-
-def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, keep_checkpoints: bool) -> Recovered:
+def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, keep_checkpoints: bool) -> int:
     """Train `model` in place, with the dense model as a teacher where the options say so; go back to its best epoch.
 
     Parameters
@@ -51,6 +42,11 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
         On the device of the teacher, computing padding or not as the teacher does.
     tracker
         Receives the metrics of every epoch, and with `keep_checkpoints` the checkpoints.
+
+    Returns
+    -------
+    best
+        The epoch, by the task's validation score.
     """
     config, texts, task = recovery.config, recovery.texts, recovery.task
     learned: Task = task
@@ -93,7 +89,8 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
         listeners=listeners,
     )
     best.restore()
-    return Recovered(model.eval(), best_epoch(progress.history, task.selection_metric), progress.history)
+    model.eval()
+    return best_epoch(progress.history, task.selection_metric)
 
 
 def loader(part: str, recovery: Recovery, model: PreTrainedModel) -> DataLoader:

@@ -135,6 +135,16 @@ def test_the_whole_budget_keeps_everything(seed, noise, allow_empty):
         assert by_budget(SMALL, drawn(SMALL, seed), costs, 1, allow_empty=allow_empty) == identity(SMALL)
 
 
+def test_a_budget_of_exactly_the_smallest_encoder_gives_it():
+    """What rounding leaves of it, some 1e-16, is not worth a grid."""
+    least = SMALL._replace(heads=(1, 1), neurons=(1, 1))
+    for seed in range(100):
+        drawn_steps = np.random.default_rng(seed).uniform(0.1, 2, size=(2, 6))
+        costs = table_costs(*drawn_steps, fixed=1.0)
+        plan = by_budget(SMALL, drawn(SMALL, seed), costs, costs.of(least) / costs.of(SMALL))
+        assert plan.result == least
+
+
 @settings(deadline=None)
 @given(
     heads=steps,
