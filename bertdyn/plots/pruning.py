@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from bertdyn.plots.style import COLORS, SEQUENTIAL, new_figure, tidy
@@ -21,13 +22,13 @@ def architecture(plan: pd.DataFrame, title: str) -> Figure:
     plan
         One row a layer: layer, heads, heads_kept, neurons, neurons_kept.
     """
-    figure = new_figure(9, 1.6 + 0.35 * len(plan), title)
+    figure = new_figure(9, 1.8 + 0.35 * len(plan), title)
     for axes, (unit, color) in zip(
         figure.subplots(1, 2, sharey=True), (("heads", COLORS[0]), ("neurons", COLORS[2])), strict=True
     ):
         layers, all_units, kept = plan["layer"], plan[unit], plan[f"{unit}_kept"]
-        axes.barh(layers, all_units, color=GONE, label="removed")
-        axes.barh(layers, kept, color=color, label="kept")
+        axes.barh(layers, all_units, color=GONE)
+        axes.barh(layers, kept, color=color)
         for layer, count, of in zip(layers, kept, all_units, strict=True):
             axes.annotate(f"{count:,}", (of, layer), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         tidy(axes, f"{unit}: {kept.sum():,} of {all_units.sum():,}", unit, "layer" if unit == "heads" else "")
@@ -35,7 +36,10 @@ def architecture(plan: pd.DataFrame, title: str) -> Figure:
         axes.set_ylim(len(plan) + 0.6, 0.4)
         axes.set_xlim(0, max(1, all_units.max()) * 1.14)
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22 if len(plan) < 5 else -0.14), ncols=2, frameon=False)
+    handles = [Patch(color=color) for color in (COLORS[0], COLORS[2], GONE)]
+    figure.legend(
+        handles, ["heads kept", "neurons kept", "removed"], loc="outside lower center", ncols=3, frameon=False
+    )
     return figure
 
 

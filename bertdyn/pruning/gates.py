@@ -30,11 +30,11 @@ def gated(
     centres
         [width] by site, what a closed gate leaves: the mean, where it will be folded into the bias. None: zero.
     """
-    handles = [
-        projection(model, site).register_forward_pre_hook(_scale(gate, None if centres is None else centres[site]))
-        for site, gate in gates.items()
-    ]
+    handles = []
     try:
+        for site, gate in gates.items():
+            hook = _scale(gate, None if centres is None else centres[site])
+            handles.append(projection(model, site).register_forward_pre_hook(hook))
         yield
     finally:
         for handle in handles:

@@ -51,7 +51,7 @@ def measured_costs(model: PreTrainedModel, batch_size: int, length: int, *, seed
     median = {names[name]: float(value) for name, value in seconds.median().items()}
     empty = median["attention", 0]
     tables = {
-        kind: {units: max(0.0, median[kind, units] - empty) / shape.depth for units in grid(most[kind])}
+        kind: {units: max(0.0, median[kind, units] - empty) / len(shape.heads) for units in grid(most[kind])}
         for kind in KINDS
     }
     return latency_costs(empty, tables)
@@ -59,8 +59,10 @@ def measured_costs(model: PreTrainedModel, batch_size: int, length: int, *, seed
 
 def _uniform(model: PreTrainedModel, shape: Shape, kind: str, units: int) -> PreTrainedModel:
     """An encoder of the family with random weights whose blocks of one kind have so many units, the others none."""
-    kept = {site: tuple(range(min(units, shape.units(site)) if site.kind == kind else 0)) for site in shape.sites}
-    config = pruned_config(model.config, Plan(shape, kept))
+    layers = len(shape.heads)
+    even = shape._replace(heads=(max(shape.heads),) * layers, neurons=(max(shape.neurons),) * layers)
+    kept = {site: tuple(range(units if site.kind == kind else 0)) for site in even.sites}
+    config = pruned_config(model.config, Plan(even, kept))
     with torch.random.fork_rng(devices=[]):
         encoder = MODELS[family_of(model.config)][0](config)
     return encoder.to(device=model.device, dtype=model.dtype).eval()  # type: ignore[call-arg]

@@ -35,6 +35,8 @@ class Plan:
         if set(self.kept) != set(self.shape.sites):
             raise ValueError("a plan has an entry for each block that has units, and no other")
         for site, units in self.kept.items():
+            if not all(type(unit) is int for unit in units):
+                raise ValueError(f"{site}: kept units must be whole numbers")
             if list(units) != sorted(set(units)) or (units and not 0 <= units[0] <= units[-1] < self.shape.units(site)):
                 raise ValueError(f"{site}: kept units must be ascending numbers from 0 to {self.shape.units(site) - 1}")
 
@@ -143,7 +145,10 @@ def load_plan(path: Path) -> Plan:
             for kind in KINDS
             if UNIT_NAMES[kind] in units
         }
-        return Plan(shape, kept, content["fingerprint"])
+        plan = Plan(shape, kept, content["fingerprint"])
+        if content["digest"] != plan.digest:
+            raise ValueError("its digest is that of other units")
+        return plan
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--plan {str(path)!r} is no pruning plan: {type(error).__name__}: {error}") from error
 

@@ -8,7 +8,7 @@ compensation is) is chosen by the KL divergence from the dense model on it.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -144,7 +144,7 @@ def search(
         looked = Looked(
             model, calibration, centred=compensation != "none", covariance=compensation in ("auto", "least_squares")
         )
-        names = candidates(calibration, dense is model) if criterion == "auto" else [criterion]
+        names = candidates(calibration) if criterion == "auto" else [criterion]
         plans = {name: make_plan(shape_of(model), looked.scores(name), name, number / rounds) for name in names}
         fits = {name: _fit(model, looked, plans[name], compensation) for name in names}
         if len(fits) > 1:
@@ -156,6 +156,8 @@ def search(
             fit = _by_block(looked, plans[best], fit)
         plan = plans[best] if plan is None else plan.then(plans[best])
         model = fit.model
+        if calibration.other_state is not None:  # the same units, to be compared in the next round
+            calibration = replace(calibration, other_state=prune(calibration.other_state, plans[best]))
         logger.info("round %d of %d, %s: KL %.4f on %d texts", number, rounds, best, fit.kl, _num_texts(calibration))
     assert plan is not None
     assert first_scores is not None
@@ -171,10 +173,10 @@ def apply(dense: PreTrainedModel, calibration: Calibration, plan: Plan, *, compe
     return Found(fit.model, plan, "plan", fit.methods, fit.kl, {}, {})
 
 
-def candidates(calibration: Calibration, is_dense: bool) -> list[str]:
-    """The criteria that auto tries; another state has the widths of the dense model only."""
-    with_other = calibration.other_state is not None and is_dense
-    return [name for name in CRITERIA if name not in ("auto", "random") and (name != "state_change" or with_other)]
+def candidates(calibration: Calibration) -> list[str]:
+    """The criteria that auto tries."""
+    left_out = {"auto", "random"} | ({"state_change"} if calibration.other_state is None else set())
+    return [name for name in CRITERIA if name not in left_out]
 
 
 class _Fit(NamedTuple):

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from bertdyn.models.loading import HEADS
 from bertdyn.models.parts import PARTS, family_of
 from bertdyn.models.pruned import CONFIGS, MODELS, auto_map
+from bertdyn.models.unpadded import is_unpadded
 from bertdyn.pruning.compensation import Projection
 from bertdyn.pruning.plan import Plan
 from bertdyn.pruning.shape import Site, shape_of
@@ -52,6 +53,8 @@ def prune(model: PreTrainedModel, plan: Plan, projections: Mapping[Site, Project
     state = prune_state(model.state_dict(), model.config, plan, projections or {}, prefix)
     pruned = pruned.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     pruned.load_state_dict(state)
+    if not is_unpadded(model):
+        pruned.set_attn_implementation(model.config._attn_implementation)
     return pruned.train(model.training)
 
 

@@ -47,10 +47,11 @@ def by_thresholds(
         least = np.quantile(values, threshold) if kind == "quantile" else threshold
         counts[site] = int((values >= least).sum())
     if not any(counts.values()):
-        highest = {k: max(float(scores[site].max()) for site in shape.sites if site.kind == k) for k in KINDS}
+        highest = {k: [float(scores[site].max()) for site in shape.sites if site.kind == k] for k in KINDS}
+        words = {"attention": "of a head", "ffn": "of a neuron"}
         raise InputError(
             "these thresholds remove everything: accepted are some below the highest score, "
-            f"{highest['attention']:.4g} of a head and {highest['ffn']:.4g} of a neuron"
+            + " and ".join(f"{max(found):.4g} {words[kind]}" for kind, found in highest.items() if found)
         )
     return from_counts(shape, scores, counts, allow_empty=allow_empty, round_to=round_to)
 
@@ -80,9 +81,10 @@ def from_counts(
     """The plan that keeps so many units a block (at least one, and multiples of `round_to` neurons)."""
     kept = {}
     for site, count in counts.items():
+        count = max(count, 0 if allow_empty else 1)
         if site.kind == "ffn":
             count = min(-(-count // round_to) * round_to, shape.units(site))
-        kept[site] = best(scores[site], max(count, 0 if allow_empty else 1))
+        kept[site] = best(scores[site], count)
     return Plan(shape, kept)
 
 

@@ -86,7 +86,8 @@ class Distillation:
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """Mean over texts of KL(teacher ‖ student) of log-probabilities [batch, options], both softened."""
-    p, q = (F.log_softmax(x / temperature, dim=-1) for x in (teacher, student))
+    # Below 1, what cannot be chosen would become infinite.
+    p, q = (F.log_softmax((x / temperature).clamp(min=torch.finfo(x.dtype).min), dim=-1) for x in (teacher, student))
     return (p.exp() * (p - q)).sum(dim=-1).mean()
 
 

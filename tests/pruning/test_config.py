@@ -138,12 +138,6 @@ def test_one_source():
     assert PruneConfig(source_run_id="abc", criterion="state_change").criterion == "state_change"
 
 
-def test_another_state_has_the_sizes_of_the_first_round_only():
-    message = refused(PruneConfig, source_run_id="abc", criterion="state_change", pruning_rounds=2)
-    assert "state_change" in message
-    assert "--pruning_rounds 2" in message
-
-
 def test_controls():
     assert prune_config().control_list() == list(CONTROLS)
     assert prune_config(controls="none").control_list() == []

@@ -197,8 +197,8 @@ def test_rounds_end_where_one_step_does(dense, criterion):
     assert same_weights(found.model, prune(dense, found.plan))
     assert set(found.scores) == set(shape_of(dense).sites)
     assert all(len(values) == shape_of(dense).units(site) for site, values in found.scores.items())
-    if criterion == "auto":  # another state has no units like those of a model that is cut already
-        assert "state_change" not in found.tried
+    if criterion == "auto":  # another state is cut alike, and so can be compared in every round
+        assert "state_change" in found.tried
         assert found.criterion == min(found.tried, key=found.tried.get)
 
 
@@ -343,3 +343,20 @@ def test_partners_are_texts_of_any_lengths():
 def test_too_few_long_texts_are_refused():
     with pytest.raises(InputError, match=r"^--calibration_min_length 20: 7 training texts are that long"):
         calibration_rows(train_part([20] * 7 + [5] * 50), 32, 20, 0)
+
+
+def test_another_state_is_cut_alike_and_compared_again(dense):
+    other, seen = other_state_of(dense), []
+    make_plan = maker(dense, budget=0.4)
+
+    def spying(shape, scores, name, progress):
+        seen.append((scores, make_plan(shape, scores, name, progress)))
+        return seen[-1][1]
+
+    looked = calibration(dense, other)
+    search(dense, looked, "state_change", spying, compensation="none", rounds=2)
+    (_, first), (scores, _) = seen
+    expected = between_states(prune(dense, first), prune(other, first), looked.fit)
+    for site, values in expected.items():
+        by_unit = values.unflatten(0, (-1, first.shape.unit_width(site.kind))).mean(dim=1)
+        torch.testing.assert_close(scores[site], by_unit, atol=1e-12, rtol=1e-12)
