@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,7 +28,7 @@ class Agreement(NamedTuple):
 
 
 class Referee:
-    """Texts and what the dense model says of them."""
+    """Texts and what the dense model says of them. Both stay where the batches are; one at a time goes to the model."""
 
     def __init__(self, dense: PreTrainedModel, batches: Sequence[Batch], task: Task) -> None:
         self.batches, self.task = batches, task
@@ -41,17 +42,19 @@ class Referee:
         """How near `model` is to the dense one, for each text."""
         kl, same, index = [], [], []
         for batch, expected in zip(self.batches, self._dense, strict=True):
-            found = self._answers(model, batch)
+            found = self._answers(model, batch)  # where the batch is
             # In float64: differences of nearly equal numbers.
             pairs = [(p.double(), q.double()) for p, q in zip(expected, found, strict=True)]
             kl.append(sum((p.exp() * (p - q)).sum(dim=-1) for p, q in pairs))
             same.append(torch.stack([p.argmax(-1) == q.argmax(-1) for p, q in pairs]).all(dim=0))
             index.append(batch["index"])
-        order = torch.cat(index).argsort().cpu()
-        divergence = torch.cat(kl).cpu()[order].clamp(min=0)  # type: ignore[arg-type]
-        return Agreement(divergence.numpy(), torch.cat(same).cpu()[order].numpy())
+        order = torch.cat(index).argsort()
+        divergence, agreed = torch.cat(kl)[order].clamp(min=0), torch.cat(same)[order]  # type: ignore[arg-type]
+        return Agreement(divergence.cpu().numpy(), agreed.cpu().numpy())
 
     @torch.inference_mode()
     def _answers(self, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
+        here = batch["index"].device
         with evaluating(model):
-            return self.task.log_probabilities(model, batch)
+            answers = self.task.log_probabilities(model, send_to_device(batch, model.device))
+        return [answer.to(here) for answer in answers]

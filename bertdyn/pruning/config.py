@@ -132,8 +132,14 @@ class PruningConfig:
         given = [name for name, value in ways.items() if value is not None]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} say twice how much stays: give one of them")
-        if self.pruning_rounds > 1 and given not in ([], ["--budget"]):
-            raise InputError(f"--pruning_rounds {self.pruning_rounds}: accepted with --budget only")
+        way = given[0] if given else "--budget"
+        needs = {"pruning_rounds": "--budget", "budget_of": "--budget", "threshold_kind": "thresholds"}
+        for name, needed in needs.items():
+            if getattr(self, name) != getattr(PruningConfig, name) and way != needed:
+                raise InputError(f"--{name} {getattr(self, name)}: accepted with {needed} only")
+        for name in ("criterion", "round_to") if self.plan else ():
+            if getattr(self, name) != getattr(PruningConfig, name):
+                raise InputError(f"--{name} {getattr(self, name)}: a plan says which units stay; leave it out")
 
     @property
     def target_budget(self) -> float | None:

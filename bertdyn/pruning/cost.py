@@ -7,7 +7,6 @@ included; they are what `torch.utils.flop_counter.FlopCounterMode` counts under 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -86,8 +85,3 @@ def grid(width: int, points: int = 12) -> list[int]:
     """Numbers of units to measure, about evenly spread over 1 to `width`."""
     numbers = np.unique(np.linspace(0, width, points + 1).round().astype(int))[1:]
     return [int(number) for number in numbers if number > 0]
-
-
-def rises(costs: Costs, kind: str, width: int) -> bool:
-    """Whether a block's cost never falls with its number of units, as the search for a budget needs."""
-    return all(low <= high for low, high in pairwise(costs.block(kind, units) for units in range(width + 1)))

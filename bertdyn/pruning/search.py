@@ -8,7 +8,7 @@ compensation is) is chosen by the KL divergence from the dense model on it.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from bertdyn.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
+STATE_CHANGE = "state_change"
 MakePlan = Callable[[Shape, Scores, str, float], Plan]
 """(shape, scores, criterion, how far: above 0 to 1 in the last round) → plan"""
 
@@ -56,11 +57,12 @@ class Found(NamedTuple):
     model: PreTrainedModel
     plan: Plan
     """In the numbering of the dense model."""
-    criterion: str
+    criteria: list[str]
+    """That of each round."""
     methods: dict[Site, str]
-    """Block → its compensation, in the last round."""
+    """Block that lost units in the last round → its compensation there."""
     kl: float
-    """From the dense model, mean over the referee's texts."""
+    """From the dense model, mean over the referee's texts, which chose among what was tried."""
     tried: dict[str, float]
     """Criterion → KL, of the last round in which several were tried."""
     scores: Scores
@@ -76,6 +78,8 @@ class Looked:
     centred: bool
     """Whether gates are about the mean, since the mean will be folded into the bias."""
     covariance: bool
+    known: dict[str, Scores] = field(default_factory=dict)
+    """Criterion → scores, of those that were asked for."""
     _moments: dict[Site, InputMoments] | None = None
     _evidence: dict[str, Evidence] = field(default_factory=dict)
 
@@ -88,7 +92,10 @@ class Looked:
 
     def scores(self, criterion: str) -> Scores:
         """The scores of the model's units by `criterion`."""
-        return unit_scores(criterion, self.model, self._of(criterion), seed=self.calibration.seed)
+        if criterion not in self.known:
+            evidence = self._of(criterion)
+            self.known[criterion] = unit_scores(criterion, self.model, evidence, seed=self.calibration.seed)
+        return self.known[criterion]
 
     def _of(self, criterion: str) -> Evidence:
         kind = "gradients" if criterion in IN_LOSS else criterion
@@ -108,11 +115,17 @@ class Looked:
             return Evidence(gradients=gradients)
         if criterion == "activation_change":
             return Evidence(changes={criterion: between_texts(self.model, calibration.pairs)})
-        if criterion == "state_change":
+        if criterion == STATE_CHANGE:
             assert calibration.other_state is not None
             changes: Changes = between_states(self.model, calibration.other_state, calibration.fit)
             return Evidence(changes={criterion: changes})
         return Evidence(moments=self.moments if criterion in ("fluctuation", "wanda") else None)
+
+
+def look(model: PreTrainedModel, calibration: Calibration, compensation: str) -> Looked:
+    """The statistics that pruning `model` needs, with what will make up for the units that go in mind."""
+    needs_covariance = compensation in ("auto", "least_squares")
+    return Looked(model, calibration, centred=compensation != "none", covariance=needs_covariance)
 
 
 def search(
@@ -139,44 +152,57 @@ def search(
     rounds
         Cut in so many steps; statistics are those of the model that is left.
     """
-    model, plan, first_scores, tried = dense, None, None, {}
+    model, plan, fit, first_scores, tried = dense, None, None, None, {}
+    criteria: list[str] = []
+    first = look(dense, calibration, compensation)
     for number in range(1, rounds + 1):
-        looked = Looked(
-            model, calibration, centred=compensation != "none", covariance=compensation in ("auto", "least_squares")
-        )
+        looked = first if plan is None else look(model, calibration, compensation)
+        if plan is not None and STATE_CHANGE in first.known:
+            # What training did to a unit is not what the repair of its neighbours did to it.
+            looked.known[STATE_CHANGE] = {
+                site: first.known[STATE_CHANGE][site][list(plan.kept[site])] for site in shape_of(model).sites
+            }
         names = candidates(calibration) if criterion == "auto" else [criterion]
         plans = {name: make_plan(shape_of(model), looked.scores(name), name, number / rounds) for name in names}
-        fits = {name: _fit(model, looked, plans[name], compensation) for name in names}
-        if len(fits) > 1:
-            tried = {name: fit.kl for name, fit in fits.items()}
-        best = min(fits, key=lambda name: fits[name].kl)
+        best, fit, kls = "", None, {}
+        for name in names:
+            one = _fit(model, looked, plans[name], compensation)
+            kls[name] = one.kl
+            if fit is None or one.kl < fit.kl:
+                best, fit = name, one
+        assert fit is not None
+        tried = kls if len(kls) > 1 else {}
+        criteria.append(best)
         first_scores = first_scores or looked.scores(best)
-        fit = fits[best]
         if compensation == "auto" and number == rounds:
             fit = _by_block(looked, plans[best], fit)
         plan = plans[best] if plan is None else plan.then(plans[best])
         model = fit.model
-        if calibration.other_state is not None:  # the same units, to be compared in the next round
-            calibration = replace(calibration, other_state=prune(calibration.other_state, plans[best]))
         logger.info("round %d of %d, %s: KL %.4f on %d texts", number, rounds, best, fit.kl, _num_texts(calibration))
     assert plan is not None
+    assert fit is not None
     assert first_scores is not None
-    return Found(model, plan, best, fit.methods, fit.kl, tried, first_scores)
+    return Found(model, plan, criteria, fit.methods, fit.kl, tried, first_scores)
 
 
 def apply(dense: PreTrainedModel, calibration: Calibration, plan: Plan, *, compensation: str) -> Found:
     """Prune `dense` by a plan that is there already, with compensation as `search` has it."""
-    looked = Looked(dense, calibration, centred=False, covariance=compensation in ("auto", "least_squares"))
+    looked = look(dense, calibration, compensation)
     fit = _fit(dense, looked, plan, compensation)
     if compensation == "auto":
         fit = _by_block(looked, plan, fit)
-    return Found(fit.model, plan, "plan", fit.methods, fit.kl, {}, {})
+    return Found(fit.model, plan, ["plan"], fit.methods, fit.kl, {}, {})
 
 
 def candidates(calibration: Calibration) -> list[str]:
     """The criteria that auto tries."""
-    left_out = {"auto", "random"} | ({"state_change"} if calibration.other_state is None else set())
+    left_out = {"auto", "random"} | ({STATE_CHANGE} if calibration.other_state is None else set())
     return [name for name in CRITERIA if name not in left_out]
+
+
+def cut_sites(plan: Plan) -> list[Site]:
+    """The blocks that lose units."""
+    return [site for site, units in plan.kept.items() if len(units) < plan.shape.units(site)]
 
 
 class _Fit(NamedTuple):
@@ -190,7 +216,7 @@ def _fit(model: PreTrainedModel, looked: Looked, plan: Plan, compensation: str) 
     fits = []
     for method in METHODS if compensation == "auto" else (compensation,):
         pruned = prune(model, plan, _projections(looked, plan, method))
-        fits.append(_Fit(pruned, dict.fromkeys(plan.kept, method), looked.calibration.referee.kl(pruned)))
+        fits.append(_Fit(pruned, dict.fromkeys(cut_sites(plan), method), looked.calibration.referee.kl(pruned)))
     return min(fits, key=lambda fit: fit.kl)
 
 
@@ -198,9 +224,7 @@ def _by_block(looked: Looked, plan: Plan, fit: _Fit) -> _Fit:
     """Go through the blocks once, from the last, and take for each the compensation with the lowest KL."""
     projections = {method: _projections(looked, plan, method) for method in METHODS}
     model, methods, lowest = fit.model, dict(fit.methods), fit.kl
-    for site in reversed(list(plan.kept)):
-        if len(plan.kept[site]) == plan.shape.units(site):
-            continue
+    for site in reversed(cut_sites(plan)):
         for method in METHODS:
             if method == methods[site]:
                 continue

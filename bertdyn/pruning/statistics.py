@@ -7,8 +7,9 @@ never read (Kwon et al. 2022 do the same).
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,7 +27,8 @@ from bertdyn.tasks.task import Once, Task
 RECORDED = {"attention": "context", "ffn": "ffn_post"}
 """Kind of block → the site of `recording` that shows what its units give out."""
 MOST_OPTIONS = 4
-"""Up to so many classes the Fisher information is summed over all of them; beyond, one is drawn for each text."""
+"""Up to so many classes the Fisher information is summed over all of them; beyond, `DRAWS` are drawn for each text."""
+DRAWS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,29 +147,26 @@ def gate_gradients(
     centres
         [width] by block: a closed gate leaves these values instead of zero, as folding the mean will.
     seed
-        Of the labels that are drawn where there are more than `MOST_OPTIONS`.
+        Of the labels that are drawn where there are more than `MOST_OPTIONS`; a text's depend on its `index` alone.
 
     References
     ----------
     Michel et al. 2019 (|∂ loss / ∂ gate| of heads); Kwon et al. 2022 (Fisher information of gates).
     """
     shape = shape_of(model)
-    generator = torch.Generator().manual_seed(seed)
     total = Gradients()
+    like: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
     with evaluating(model), torch.enable_grad():
         for batch in batches:
             num_texts = len(batch["input_ids"])
-            gates = {
-                site: torch.ones(num_texts, shape.units(site), device=model.device, requires_grad=True)
-                for site in shape.sites
-            }
+            gates = {site: torch.ones(num_texts, shape.units(site), **like, requires_grad=True) for site in shape.sites}
             with gated(model, gates, centres):
                 once = Once(model)
                 loss = task.loss(once, batch) * num_texts  # a sum, so that each text has a gradient of its own
                 options = task.log_probabilities(once, batch)
             absolute = _gradients(loss, gates)
             fisher = dict.fromkeys(gates, torch.zeros((), dtype=torch.float64, device=model.device))
-            for weight, chosen in _labels(options, generator):
+            for weight, chosen in _labels(options, batch["index"].tolist(), seed):
                 for site, gradient in _gradients(chosen.sum(), gates).items():
                     fisher[site] = fisher[site] + weight[:, None].double() * gradient.double().square()
             total = total + Gradients(
@@ -183,7 +182,7 @@ def _gradients(value: Tensor, gates: Mapping[Site, Tensor]) -> dict[Site, Tensor
     return dict(zip(gates, found, strict=True))
 
 
-def _labels(options: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _labels(options: list[Tensor], index: list[int], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of (weight [batch], log-probability [batch]) over which the Fisher information is summed.
 
     `options` are log-probabilities [batch, options] of independent choices: one for classes, two for start and end.
@@ -192,10 +191,14 @@ def _labels(options: list[Tensor], generator: torch.Generator) -> Iterator[tuple
         for chosen in options[0].unbind(dim=1):
             yield chosen.detach().exp(), chosen
         return
-    drawn = []
-    for log_probabilities in options:
-        weights = log_probabilities.detach().exp().cpu()
-        label = torch.multinomial(weights, 1, generator=generator).to(log_probabilities.device)
-        drawn.append(log_probabilities.gather(1, label)[:, 0])
-    total = torch.stack(drawn).sum(dim=0)
-    yield torch.ones_like(total).detach(), total
+    # By the text alone, so that neither padding nor its neighbours change what is drawn.
+    uniform = np.stack([np.random.default_rng([seed, i]).random((DRAWS, len(options))) for i in index])
+    for draw in range(DRAWS):
+        drawn = []
+        for choice, log_probabilities in enumerate(options):
+            below = log_probabilities.detach().double().exp().cumsum(dim=1)
+            level = torch.from_numpy(uniform[:, draw, choice]).to(below.device)[:, None] * below[:, -1:]
+            label = (below <= level).sum(dim=1, keepdim=True).clamp(max=below.shape[1] - 1)
+            drawn.append(log_probabilities.gather(1, label)[:, 0])
+        total = torch.stack(drawn).sum(dim=0)
+        yield torch.full_like(total, 1 / DRAWS).detach(), total

@@ -31,7 +31,7 @@ from bertdyn.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-SAME_IN_SEEDS = {"seed", "seeds", "run_name", "register_as", "resume_run_id"}
+SAME_IN_SEEDS = {"seed", "seeds", "calibration_seed", "run_name", "register_as", "resume_run_id"}
 """Options of fine-tuning in which two seeds of one study may differ."""
 HEATMAP_TOKENS = (8, 16)
 

@@ -201,6 +201,11 @@ class PruneConfig(DataConfig, TrainingConfig, PruningConfig):
                 raise InputError(f"--{name} {getattr(self, name)!r}: accepted is one state, such as best or epoch_001")
         if self.criterion == "state_change" and not self.source_run_id:
             raise InputError("--criterion state_change compares two states of a run: give --source_run_id")
+        if self.early_stopping_patience and self.recover and self.control_list():
+            raise InputError(
+                f"--early_stopping_patience {self.early_stopping_patience}: controls are trained equally long; "
+                "accepted is 0, or --controls none"
+            )
         if not 0 <= self.distillation <= 1:
             raise InputError(f"--distillation {self.distillation}: accepted are values from 0 to 1")
         for name, least in (("temperature", 0.1), ("hidden_distillation", 0), ("latency_rounds", 3)):

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bertdyn.data.text_data import TextData
+from bertdyn.models.anatomy import max_length
 from bertdyn.models.loading import AUTO_CLASSES
 from bertdyn.pruning.cost import flop_costs, parameter_costs
 from bertdyn.pruning.export import check_onnx, export_onnx
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_SHAPE = (16, 64)
 """Texts and tokens of the batch that is run in a fresh process."""
+CHECK_SHAPES = ((1, 7), (5, 40))
+"""Of the batches with which the ONNX file is checked."""
 ONNX = "onnx/model.onnx"
 
 
@@ -43,39 +47,53 @@ class Deployment(NamedTuple):
     """Why there is no ONNX file, "" if there is one or none was asked for."""
 
 
-def deploy(config: PruneConfig, dense: Path, pruned: Path, tracker: Tracker, data: TextData) -> Deployment:
-    """Load both models from their folders, as a user will, and measure them.
+def deploy(config: PruneConfig, dense: str, pruned: Path, tracker: Tracker, data: TextData) -> Deployment:
+    """Load both models from folders, as a user will, and measure them.
 
     Parameters
     ----------
-    dense, pruned
-        Folders of checkpoints.
+    dense
+        What `from_pretrained` takes: a hub id, or a folder, whatever the type of its files.
+    pruned
+        Folder of a checkpoint.
     tracker
         Receives the ONNX file.
     data
         What the models are for.
     """
-    folders = {"dense": dense, "pruned": pruned}
+    with tempfile.TemporaryDirectory(prefix="bertdyn-dense-") as folder:
+        load_state(dense, config, data).save_pretrained(folder)
+        return _deploy(config, {"dense": Path(folder), "pruned": pruned}, tracker, data)
+
+
+def _deploy(config: PruneConfig, folders: dict[str, Path], tracker: Tracker, data: TextData) -> Deployment:
     models = {name: load_state(str(folder), config, data) for name, folder in folders.items()}
     rows, differences = [], {}
     for name, folder in folders.items():
         row, differences[name] = _costs(name, models[name], folder, data.task, config)
         rows.append(row)
     tables, onnx_difference, problem = [], None, ""
-    if config.shapes():
-        on = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        moved = {name: model.to(on) for name, model in models.items()}  # type: ignore[arg-type]
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])) if config.shapes() else ():
+        moved = {name: model.to(device) for name, model in models.items()}  # type: ignore[arg-type]
         tables.append(torch_latency(moved, config.shapes(), rounds=config.latency_rounds, seed=config.seed))
-        models = {name: model.cpu() for name, model in models.items()}
+    models = {name: model.cpu() for name, model in models.items()}
     if config.export_onnx:
         try:
             onnx_difference, timed = _onnx(config, models, tracker)
             tables += [] if timed is None else [timed]
-        except RuntimeError as error:  # the exporter does not know every operator (circular convolution's transforms)
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # the exporter does not know every operator (circular convolution's transforms)
             problem = str(error)
             logger.warning("no ONNX file: %s", problem)
     latency = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return Deployment(pd.DataFrame(rows), latency, differences["pruned"], onnx_difference, problem)
+
+
+def fitting(model: PreTrainedModel, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(texts, tokens) with no more tokens than the model has positions for."""
+    return [(texts, min(tokens, max_length(model.config))) for texts, tokens in shapes]
 
 
 def _costs(
@@ -83,8 +101,9 @@ def _costs(
 ) -> tuple[dict[str, Any], float]:
     """The row of one model, and how far a fresh process is from this one."""
     shape = shape_of(model)
-    [batch] = random_batches(model.config, [MEMORY_SHAPE], seed=config.seed)
-    fresh = in_fresh_process(folder, batch, AUTO_CLASSES[task].__name__)
+    [batch] = random_batches(model.config, fitting(model, [MEMORY_SHAPE]), seed=config.seed)
+    # The pruned model's folder has our own code; what came with the source is run by nobody who did not ask for it.
+    fresh = in_fresh_process(folder, batch, AUTO_CLASSES[task].__name__, with_bertdyn=name == "dense")
     with torch.inference_mode():
         output = model(**batch)
     mine = [output[key] for key in ("logits", "start_logits", "end_logits") if key in output]
@@ -95,7 +114,7 @@ def _costs(
         "encoder_parameters": int(parameter_costs(shape).of(shape)),
         "encoder_flops": flop_costs(shape, length=config.cost_length).of(shape),
         "flops_length": config.cost_length,
-        "file_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "file_bytes": fresh.weight_bytes,
         "load_seconds": fresh.load_seconds,
         "peak_memory_mb": fresh.peak_memory_mb,
         "model_memory_mb": fresh.peak_memory_mb - fresh.idle_memory_mb,
@@ -108,7 +127,7 @@ def _onnx(
 ) -> tuple[float, pd.DataFrame | None]:
     """Export the pruned model for good and the dense one to be timed; the largest difference from PyTorch."""
     export_onnx(models["pruned"], tracker.folder / ONNX)
-    batches = random_batches(models["pruned"].config, [(1, 7), (5, 40)], seed=config.seed)
+    batches = random_batches(models["pruned"].config, fitting(models["pruned"], CHECK_SHAPES), seed=config.seed)
     difference = check_onnx(models["pruned"], tracker.folder / ONNX, batches)
     tracker.publish(ONNX)
     if not config.shapes():

@@ -13,6 +13,7 @@ import pandas as pd
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
+from bertdyn.errors import InputError
 from bertdyn.models.fingerprint import weights_fingerprint
 from bertdyn.models.unpadded import can_run_unpadded, is_unpadded, run_unpadded
 from bertdyn.pruning.cost import Costs, flop_costs, parameter_costs
@@ -31,6 +32,7 @@ from bertdyn.steps.prune_scores import Judge
 from bertdyn.steps.prune_source import Source, calibrate, load_dense, load_state, open_source
 from bertdyn.steps.recovery import Recovery, recover
 from bertdyn.steps.sources import tags_of, with_source_data, within_source_limits
+from bertdyn.tracking.locations import run_folder
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import checkpoint_path, save_start
 
@@ -67,15 +69,13 @@ def prune(config: PruneConfig, tracker: Tracker) -> PruneResult:
     record_inputs(source.texts, tracker)
     set_seed(config.seed)
     dense = load_dense(config, source)
-    calibration = calibrate(config, source, dense)
-    timed = find(config, dense, calibration)
+    timed, models = cut(config, source, dense)
     plan = dataclasses.replace(timed.found.plan, fingerprint=weights_fingerprint(dense))
     plan.save(tracker.folder / "plan.json")
     tracker.publish("plan.json")
-    models = {"pruned": timed.found.model, **controls(config, dense, calibration, plan)}
     judge, best = score_and_recover(config, source, dense, models, tracker)
     folder = tracker.folder / checkpoint_path(best)
-    deployment = deploy(config, Path(source.location), folder, tracker, source.texts.data)
+    deployment = deploy(config, source.location, folder, tracker, source.texts.data)
     findings = Findings(
         config, source.label, plan, timed.found, timed.seconds, judge.table(), judge.differences(), deployment, best
     )
@@ -84,6 +84,13 @@ def prune(config: PruneConfig, tracker: Tracker) -> PruneResult:
     tracker.log_model(final, source.texts.tokenizer, PIPELINES[source.task.name], measured, config.register_as)
     tracker.note(summary)
     return PruneResult(plan, judge.table(), summary)
+
+
+def cut(config: PruneConfig, source: Source, dense: PreTrainedModel) -> tuple[Timed, dict[str, PreTrainedModel]]:
+    """The pruned model and how it was found, and all that is scored, by name: `pruned` and the pruned controls."""
+    calibration = calibrate(config, source, dense)
+    timed = find(config, dense, calibration)
+    return timed, {"pruned": timed.found.model, **controls(config, dense, calibration, timed.found.plan)}
 
 
 def score_and_recover(
@@ -147,8 +154,7 @@ def find(config: PruneConfig, dense: PreTrainedModel, calibration: Calibration) 
     """The pruned model, by the plan that was given or by a search."""
     started = time.perf_counter()
     if config.plan:
-        plan = load_plan(Path(config.plan))
-        plan.check_fits(shape_of(dense), weights_fingerprint(dense))
+        plan = given_plan(config.plan, config.allow_empty, dense)
         found = apply(dense, calibration, plan, compensation=config.compensation)
     else:
         make_plan = plan_maker(config, shape_of(dense), costs_of(config, dense))
@@ -161,6 +167,24 @@ def find(config: PruneConfig, dense: PreTrainedModel, calibration: Calibration) 
             rounds=config.pruning_rounds,
         )
     return Timed(found, time.perf_counter() - started)
+
+
+def given_plan(name: str, allow_empty: bool, dense: PreTrainedModel) -> Plan:
+    """The plan in a file, or in an artifact of a run (`runs:/<run id>/plan.json`).
+
+    Raises
+    ------
+    InputError
+        If there is none, it is for another model, or it removes whole blocks and must not.
+    """
+    run_id, _, path = name.removeprefix("runs:/").partition("/")
+    plan = load_plan(run_folder(run_id, path) if name.startswith("runs:/") else Path(name))
+    plan.check_fits(shape_of(dense), weights_fingerprint(dense))
+    empty = [str(site) for site, units in plan.kept.items() if not units]
+    if empty and (plan.shape.shares_layers or not allow_empty):
+        how = "not accepted where layers share their weights" if plan.shape.shares_layers else "give --allow_empty true"
+        raise InputError(f"--plan {name!r} leaves nothing of {empty[0]}: {how}")
+    return plan
 
 
 def controls(

@@ -58,7 +58,7 @@ def write_report(findings: Findings, tracker: Tracker) -> tuple[str, dict[str, f
         "scores": scores_figure(findings.scores, CONTROL_WORDS, f"Nearness to the dense model, test part: {label}"),
     }
     if "unit_scores" in tables:
-        by = f"{found.criterion}: {label}"
+        by = f"{found.criteria[0]}: {label}"
         figures["head_scores"] = head_scores(tables["unit_scores"], f"Scores of heads by {by}")
         figures["neuron_scores"] = neuron_scores(tables["unit_scores"], f"Scores of neurons by {by}")
     if "latency" in tables:
@@ -102,7 +102,8 @@ def cost_scalars(deployment: Deployment) -> dict[str, float]:
     found |= {f"prune/{name}": float(costs.at["pruned", name]) for name in ("parameters", "encoder_parameters")}
     if not deployment.latency.empty:
         for row in pruned_latency(deployment.latency).itertuples():
-            found[f"prune/latency_ratio_{row.backend}_{row.batch_size}x{row.sequence_length}"] = float(row.ratio)
+            backend = row.backend if row.device == "cpu" else f"{row.backend}_{row.device.replace(':', '_')}"
+            found[f"prune/latency_ratio_{backend}_{row.batch_size}x{row.sequence_length}"] = float(row.ratio)
     return found
 
 
@@ -144,7 +145,7 @@ def markdown(findings: Findings, figures: list[str], tables: list[str]) -> str:
     """The page that the run carries in the MLflow UI."""
     config, found = findings.config, findings.found
     lines = [
-        f"## Pruned: {findings.label}, criterion {found.criterion}",
+        f"## Pruned: {findings.label}, criterion {', then '.join(dict.fromkeys(found.criteria))}",
         "",
         *cost_lines(findings.deployment),
         "",
@@ -152,7 +153,7 @@ def markdown(findings: Findings, figures: list[str], tables: list[str]) -> str:
         "",
         *difference_lines(findings.differences),
         f"From calibration texts to pruned weights: {findings.seconds:.0f} s ({config.calibration_examples} texts, "
-        f"{config.pruning_rounds} round(s)); KL on the calibration texts kept apart: {found.kl:.4f}.",
+        f"{config.pruning_rounds} round(s)); KL on the calibration texts that choices were made by: {found.kl:.4f}.",
         "",
         "### What stays",
         "",
@@ -195,10 +196,10 @@ def cost_lines(deployment: Deployment) -> list[str]:
     if deployment.latency.empty:
         return lines
     dense = deployment.latency[deployment.latency["model"] == "dense"].set_index(
-        ["backend", "batch_size", "sequence_length"]
+        ["backend", "device", "batch_size", "sequence_length"]
     )
     for row in pruned_latency(deployment.latency).itertuples():
-        before = dense.at[(row.backend, row.batch_size, row.sequence_length), "latency_ms"]
+        before = dense.at[(row.backend, row.device, row.batch_size, row.sequence_length), "latency_ms"]
         change = f"{row.ratio - 1:+.1%} ({row.ratio_low - 1:+.1%} to {row.ratio_high - 1:+.1%})"
         lines.append(
             f"| {row.backend} on {row.device}, {row.batch_size} × {row.sequence_length} tokens | {before:.1f} ms "
@@ -211,13 +212,13 @@ def score_lines(scores: pd.DataFrame) -> list[str]:
     """Scores of all models and stages on the test part, a Markdown table."""
     score = score_name(scores)
     lines = [
-        f"| test part | stage | {score} | 95 % interval (over texts) | KL from the dense model | same answers |",
+        f"| test part | stage | {score} | 95 % interval | KL from the dense model | same answers |",
         "|---|---|---|---|---|---|",
     ]
     test = scores[scores["part"] == "test"]
     for row in test.to_dict("records"):
         stage = "before" if (row["model"], row["stage"]) == ("dense", "surgery") else STAGES[row["stage"]]
-        interval = f"{row['accuracy_low']:.3f} – {row['accuracy_high']:.3f}" if "accuracy_low" in row else "–"
+        interval = f"{row[f'{score}_low']:.3f} – {row[f'{score}_high']:.3f}"
         lines.append(
             f"| {CONTROL_WORDS[row['model']]} | {stage} | {row[score]:.4f} | {interval} "
             f"| {row['kl']:.4f} ({row['kl_low']:.4f} – {row['kl_high']:.4f}) | {row['agreement']:.1%} |"
@@ -230,7 +231,7 @@ def difference_lines(differences: pd.DataFrame) -> list[str]:
     if differences.empty:
         return []
     lines = [
-        "Accuracy of the pruned model on the test part less that of (points, 95 % interval over paired texts):",
+        "The pruned model's score on the test part less that of (points, 95 % interval over paired examples):",
         "",
     ]
     for row in differences[differences["part"] == "test"].to_dict("records"):

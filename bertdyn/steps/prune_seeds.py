@@ -28,7 +28,9 @@ def prune_seeds(config: PruneConfig, tracker: Tracker) -> PruneResult:
     tracker.log_config(dataclasses.asdict(config))
     tables, links = [], {}
     for seed in several_seeds(config.seeds):
-        own = dataclasses.replace(config, seed=seed, calibration_seed=seed, seeds=None, run_name=None)
+        own = dataclasses.replace(
+            config, seed=seed, calibration_seed=config.calibration_seed + seed, seeds=None, run_name=None
+        )
         with tracker.child(f"{label_of(config)}-s{seed}-prune", tags_of(own)) as child:
             tables.append(prune(own, child).scores.assign(seed=seed))
             links[seed] = child.link()

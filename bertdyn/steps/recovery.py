@@ -89,6 +89,7 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
         listeners=listeners,
     )
     best.restore()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else its forward would stay in mixed precision
     model.eval()
     return best_epoch(progress.history, task.selection_metric)
 
@@ -119,6 +120,7 @@ def checkpoints(
         scheduler,
         metric=recovery.task.selection_metric,
         keep=config.keep_checkpoints,
+        log_spaced=config.log_spaced_checkpoints,
         dtype=getattr(torch, config.checkpoint_dtype),
         saved=tracker.publish,
     )

@@ -109,7 +109,9 @@ def described(config: ExtractConfig) -> dict[str, str | int]:
         return {"dataset": config.dataset, "model": str(config.model_name_or_path), "seed": -1}
     source = _fine_tune_config(config.source_run_id)
     kind = (source.embeddings or "") + (" from scratch" if source.from_scratch else "")
-    return {"dataset": source.dataset, "model": f"{source.model_name_or_path} {kind}".strip(), "seed": source.seed}
+    kind += " pruned" if _label(config.source_run_id).endswith("-pruned") else ""
+    model = " ".join([source.model_name_or_path, *kind.split()])
+    return {"dataset": source.dataset, "model": model, "seed": source.seed}
 
 
 def extract_config(run_id: str) -> ExtractConfig:
@@ -151,8 +153,8 @@ def _known(kind: type[Any], stored: dict[str, Any]) -> Any:
     return kind(**{name: value for name, value in stored.items() if name in fields})
 
 
-def find_states(run_id: str, wanted: str) -> list[State]:
-    """The checkpoints that `--states` asks for, in its order; 'all' in the order of time.
+def find_states(run_id: str, wanted: str, flag: str = "states") -> list[State]:
+    """The checkpoints that `--states` (or another `flag`) asks for, in its order; 'all' in the order of time.
 
     Raises
     ------
@@ -167,7 +169,7 @@ def find_states(run_id: str, wanted: str) -> list[State]:
         kind, _, number = checkpoint.partition("_")
         return int(number) * (per_epoch if kind == "epoch" else 1)
 
-    asked = choices(wanted, "states")
+    asked = choices(wanted, flag)
     if "all" in asked:
         pretrained = names["pretrained"]
         every = ["pretrained", *sorted((name for name in kept if name != pretrained), key=lambda n: (updates(n), n))]
@@ -177,7 +179,8 @@ def find_states(run_id: str, wanted: str) -> list[State]:
         checkpoint = names.get(name, name)
         if checkpoint not in kept:
             raise InputError(
-                f"--states {wanted!r}: run {run_id} has no state {name!r}; it has: {', '.join([*names, *kept])}, or all"
+                f"--{flag} {wanted!r}: run {run_id} has no state {name!r}; it has: {', '.join([*names, *kept])}"
+                + (", or all" if flag == "states" else "")
             )
         location = resolve_model(f"runs:/{run_id}/checkpoints/{checkpoint}")
         states.append(State(name, checkpoint, location))

@@ -4,7 +4,8 @@
          + β · mean over layers of ‖student's - teacher's hidden states‖² / ‖teacher's‖²
 
 Teacher and student have the same depth and hidden size, as a dense model and one pruned from it, so that hidden states
-need no projection. Everything but the loss is the task's.
+need no projection. Of questions, the divergences of start and end are averaged, as their losses are. Everything but the
+loss is the task's.
 """
 
 from collections.abc import Callable, Iterable
@@ -54,7 +55,7 @@ class Distillation:
         if self.weight:
             found = self.task.log_probabilities(student, batch)
             pairs = zip(expected, found, strict=True)
-            distance = torch.stack([divergence(p, q, self.temperature) for p, q in pairs]).sum()
+            distance = torch.stack([divergence(p, q, self.temperature) for p, q in pairs]).mean()
             loss = (1 - self.weight) * loss + self.weight * self.temperature**2 * distance
         if self.hidden_weight:
             states = zip(teacher.output.hidden_states[1:], student.output.hidden_states[1:], strict=True)

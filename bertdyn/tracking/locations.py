@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CHECKPOINTS = "checkpoints/manifest.json"
+NOT_RESUMED = ("prune",)
+"""Stages whose interrupted runs cannot be gone on with."""
 
 
 def resolve_model(name: str) -> str:
@@ -110,9 +112,8 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
     if stage not in stages:
         raise InputError(f"--{flag}: run {run_id} is a {stage} run; give a {' or '.join(stages)} run")
     if run.info.status in ("RUNNING", "SCHEDULED"):
-        raise InputError(
-            f"--{flag}: run {run_id} is still going (or was killed: then finish it with --resume_run_id {run_id})"
-        )
+        how = "start it anew" if stage in NOT_RESUMED else f"finish it with --resume_run_id {run_id}"
+        raise InputError(f"--{flag}: run {run_id} is still going (or was killed: then {how})")
     if complete and run.info.status != "FINISHED":
         raise InputError(f"--{flag}: run {run_id} ended {run.info.status}; finish it with --resume_run_id {run_id}")
     try:

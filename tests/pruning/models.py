@@ -1,5 +1,7 @@
 """Small random models and plans to cut."""
 
+from itertools import pairwise
+
 import torch
 from transformers import (
     AutoModel,
@@ -9,6 +11,7 @@ from transformers import (
 )
 
 from bertdyn.models import pruned  # noqa: F401  # registers the classes
+from bertdyn.pruning.cost import Costs
 from bertdyn.pruning.plan import Plan
 from bertdyn.pruning.shape import Shape, shape_of
 
@@ -71,4 +74,9 @@ def outputs(model: PreTrainedModel, inputs, **options) -> list[torch.Tensor]:
     return [score.masked_fill(inputs["attention_mask"] == 0, 0) for score in scores]
 
 
-__all__ = ["AUTO", "batch", "gates_of", "load", "outputs", "random_plan", "shape_of"]
+def rises(costs: Costs, kind: str, width: int) -> bool:
+    """Whether a block's cost never falls with its number of units."""
+    return all(low <= high for low, high in pairwise(costs.block(kind, units) for units in range(width + 1)))
+
+
+__all__ = ["AUTO", "batch", "gates_of", "load", "outputs", "random_plan", "rises", "shape_of"]

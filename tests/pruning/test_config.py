@@ -71,7 +71,8 @@ def test_numbers_of_the_recovery_out_of_range(name, value, accepted):
 def test_choices_that_are_none(name, value, accepted):
     assert refused(PruningConfig, **{name: value}) == f"--{name} {value!r}: accepted are {', '.join(accepted)}"
     for choice in accepted:
-        assert getattr(PruningConfig(**{name: choice}), name) == choice
+        way = {"attention_thresholds": "0", "ffn_thresholds": "0"} if name == "threshold_kind" else {}
+        assert getattr(PruningConfig(**{name: choice}, **way), name) == choice
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
@@ -116,6 +117,11 @@ def test_one_way_to_say_how_much_stays():
         assert PruningConfig(**options).target_budget is None
         message = refused(PruningConfig, pruning_rounds=3, **options)
         assert message == "--pruning_rounds 3: accepted with --budget only"
+        assert refused(PruningConfig, budget_of="latency", **options).endswith("accepted with --budget only")
+    assert refused(PruningConfig, threshold_kind="absolute").endswith("absolute: accepted with thresholds only")
+    for name, value in (("criterion", "wanda"), ("round_to", 8)):
+        message = refused(PruningConfig, plan="plan.json", **{name: value})
+        assert message == f"--{name} {value}: a plan says which units stay; leave it out"
     assert PruningConfig().target_budget == 0.75
     assert PruningConfig(budget=0.5, pruning_rounds=3).target_budget == 0.5
     assert PruningConfig(pruning_rounds=3).target_budget == 0.75

@@ -6,12 +6,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from bertdyn.models.anatomy import anatomy_of, places
-from bertdyn.pruning.cost import flop_costs, grid, latency_costs, parameter_costs, rises
+from bertdyn.pruning.cost import flop_costs, grid, latency_costs, parameter_costs
 from bertdyn.pruning.plan import Plan, identity
 from bertdyn.pruning.shape import Shape, Site, shape_of
 from bertdyn.pruning.surgery import prune
 from tests.families import FAMILIES
-from tests.pruning.models import batch, load, random_plan
+from tests.pruning.models import batch, load, random_plan, rises
 
 
 def plans(shape):
@@ -95,13 +95,6 @@ def test_latencies_are_interpolated_and_never_fall():
     shape = Shape((4, 2, 0), (30, 0, 5), head_size=8, hidden_size=32, depth=3)
     assert costs.of(shape) == pytest.approx(1 + 0.5 + 0.4 + 0.7 + 0.15)
     assert costs.table(shape, Site("attention", 1), [0, 2, 4]) == pytest.approx([0, 0.4, 0.5])
-
-
-def test_a_cost_that_falls_is_told():
-    falling = parameter_costs(Shape((4,), (8,), 8, 32, 1))
-    assert rises(falling, "ffn", 8)
-    object.__setattr__(falling, "block", lambda kind, units: -float(units))
-    assert not rises(falling, "ffn", 8)
 
 
 @pytest.mark.parametrize("width", [1, 4, 12, 13, 1536])

@@ -7,12 +7,11 @@ from torch import nn
 
 from bertdyn.pruning import latency_table
 from bertdyn.pruning.budget import by_budget
-from bertdyn.pruning.cost import rises
 from bertdyn.pruning.plan import Plan, identity
 from bertdyn.pruning.shape import KINDS, Site, shape_of
 from bertdyn.pruning.surgery import prune
 from tests.families import FAMILIES
-from tests.pruning.models import batch, load, random_plan
+from tests.pruning.models import batch, load, random_plan, rises
 
 BATCH = (2, 6)
 

@@ -179,8 +179,30 @@ def hooks_of(model):
 
 
 def many(whole, times):
-    """The first text of a batch so many times."""
-    return {name: value[:1].expand(times, *value.shape[1:]) for name, value in whole.items()}
+    """The first text of a batch as so many texts."""
+    repeated = {name: value[:1].expand(times, *value.shape[1:]) for name, value in whole.items()}
+    return repeated | {"index": torch.arange(times)}
+
+
+@pytest.mark.parametrize("case", ["six classes", "questions"])
+def test_drawn_labels_depend_on_the_text_alone(checkpoints, case):
+    """Neither padding, nor the batch that a text is in, nor its place there."""
+    if case == "questions":
+        model, task = load(checkpoints["bert"], "question-answering"), TASKS["question-answering"]
+    else:
+        model, task = load(checkpoints["bert"], num_labels=6), Classification()
+    whole = labelled(model)
+    expected = gate_gradients(model, [whole], task).fisher
+    padded = {**whole}
+    for name in ("input_ids", "attention_mask"):
+        padded[name] = F.pad(whole[name], (0, 4), value=0)
+    order = torch.tensor([2, 0, 1])
+    shuffled = {name: value[order] for name, value in whole.items()}
+    split = [{name: value[i : i + 1] for name, value in shuffled.items()} for i in range(3)]
+    for batches in ([padded], [shuffled], split):
+        found = gate_gradients(model, batches, task).fisher
+        for site, values in expected.items():
+            torch.testing.assert_close(found[site], values, rtol=1e-3, atol=1e-5 * float(values.max()))
 
 
 def test_drawn_labels_estimate_the_sum_over_many_classes(checkpoints):

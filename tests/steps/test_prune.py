@@ -121,7 +121,33 @@ def test_questions(checkpoints, tmp_path):
     result = run(tmp_path / "run", dense, budget=0.7, controls="dense", hidden_distillation=1.0, **data)
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run/checkpoints/epoch_001")
     assert shape_of(model) == result.plan.result
-    assert {"f1", "exact", "kl"} <= set(result.scores)
+    assert {"f1", "f1_low", "f1_high", "exact", "kl"} <= set(result.scores)
+    # The threshold between an answer and none is never chosen on the test part.
+    for _, rows in result.scores.groupby(["model", "stage"]):
+        assert rows["null_threshold"].nunique() == 1
+    differences = pd.read_parquet(tmp_path / "run/differences.parquet")
+    assert set(differences["other"]) == {"dense"}
+    assert (differences["difference_low"] <= differences["difference"]).all()
+
+
+def test_half_precision_is_judged_alike(checkpoints, tmp_path):
+    """Of the saved and of the trained model, the same is computed: with nothing pruned, both are the dense control."""
+    dense = with_head(checkpoints["bert"], tmp_path / "dense")
+    scores = run(tmp_path / "run", dense, budget=1.0, controls="dense", mixed_precision="bf16", distillation=0.0).scores
+    after = scores[(scores["stage"] == "recovery") & (scores["part"] == "test")].set_index("model")
+    assert after.at["pruned", "kl"] == after.at["dense", "kl"] > 0
+    assert after.at["pruned", "loss"] == after.at["dense", "loss"]
+
+
+def test_code_that_came_with_the_source_is_not_run(checkpoints, tmp_path):
+    dense = with_head(checkpoints["bert"], tmp_path / "dense")
+    ran = tmp_path / "ran"
+    (dense / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: ...\n")
+    config = json.loads((dense / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "evil.Evil"}
+    (dense / "config.json").write_text(json.dumps(config))
+    run(tmp_path / "run", dense, recover=False, controls="none")
+    assert not ran.exists()
 
 
 def test_auto_latency_rounds_and_onnx(checkpoints, tmp_path):
@@ -164,6 +190,10 @@ BAD = {
     "no calibration text that long": (
         {"calibration_min_length": 120},
         "--calibration_min_length 120: 0 training texts are that long",
+    ),
+    "batches to time that are too long": (
+        {"latency_shapes": "1x600"},
+        "--latency_shapes: this model has no positions for 600 tokens; accepted are at most 512",
     ),
     "no plan": ({"plan": "/nowhere/plan.json"}, "--plan '/nowhere/plan.json' is no pruning plan"),
 }

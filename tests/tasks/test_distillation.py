@@ -66,7 +66,7 @@ def kl_of(teacher, student, batch, head, temperature):
             pairs = [[out[name][0, open_] for out in found] for name in ("start_logits", "end_logits")]
         for expected, given in pairs:
             p, q = (F.softmax(logits / temperature, dim=-1) for logits in (expected, given))
-            total += float((p * (p.log() - q.log())).sum())
+            total += float((p * (p.log() - q.log())).sum()) / len(pairs)
     return total / 3
 
 
