@@ -14,7 +14,7 @@ put into `--output`; a table of the same model and options that was measured wit
                  padded batch, without compensation; whether `from_pretrained` loads what `save_pretrained` wrote
     recovery     after the same short training with the dense model as a teacher (the loss is half the task's, half
                  distillation at temperature 2), paired by seed: fisher with auto, Torch-Pruning's best at that budget,
-                 random without compensation
+                 random with auto
     latency      of bertdyn's models (fisher, least squares) against the dense one, side by side
 
 bertdyn: each criterion, with nothing in place of what goes (none) and with least squares; fisher also with the best
@@ -49,7 +49,7 @@ PATHS = ("output", "checkpoint", "pretrained", "data_dir", "tables")
 """Options that say nothing on another machine, or nothing of a single table."""
 SPLIT = {"criteria": ("budget", "seed", "system", "name"), "recovery": ("budget",)}
 """Tables that several runs may share, and what tells their rows apart."""
-SPLIT_BY = ("budgets", "recovery_budgets", "calibration_seeds", "recovery_seeds", "criteria")
+SPLIT_BY = ("budgets", "recovery_budgets", "calibration_seeds", "recovery_seeds", "criteria", "systems")
 """Options that such runs may differ in."""
 BEST = "torch_pruning_best"
 
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="sst2")
     parser.add_argument("--data_dir")
     parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--systems", nargs="+", default=["bertdyn", "torch_pruning"], help="table criteria")
     parser.add_argument("--criteria", nargs="+", default=list(OURS), help="of bertdyn")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.6, 0.4], help="table criteria")
     parser.add_argument("--recovery_budgets", type=float, nargs="+", default=[0.75, 0.4], help="the other tables")
@@ -113,11 +114,12 @@ def criteria(bench: Bench) -> Row:
                             seed,
                             *ours.prune(criterion, budget, compensation),
                         )
-            add("bertdyn", "fisher, auto", budget, seed, *ours.search("fisher", budget, "auto", 1))
-            if options.rounds > 1:
+            if "fisher" in options.criteria:
+                add("bertdyn", "fisher, auto", budget, seed, *ours.search("fisher", budget, "auto", 1))
+            if "fisher" in options.criteria and options.rounds > 1:
                 name = f"fisher, least_squares, {options.rounds} rounds"
                 add("bertdyn", name, budget, seed, *ours.search("fisher", budget, "least_squares", options.rounds))
-            for variant in VARIANTS:
+            for variant in VARIANTS if "torch_pruning" in options.systems else ():
                 if first or variant.criterion != "magnitude":
                     model, ratio, head_ratio, seconds, bisection = peer.prune(variant, budget)
                     more = {"pruning_ratio": ratio, "head_pruning_ratio": head_ratio, "bisection_seconds": bisection}
@@ -139,10 +141,13 @@ def summary(rows: list[Row]) -> list[Row]:
             line |= {key: statistics.mean(row[key] for row in group) for key in ("kl", "same", "accuracy", "cost")}
             line |= {"kl_low": min(row["kl"] for row in group), "kl_high": max(row["kl"] for row in group)}
             lines.append(line | {"seconds": statistics.median(row["seconds"] for row in group)})
-        best = min((line for line in lines if line["system"] == "torch_pruning"), key=lambda line: line["kl"])
-        for line in lines:
-            line["kl_of_torch_pruning_best_to_this"] = best["kl"] / line["kl"] if line["kl"] else None
-        found += sorted([*lines, best | {"system": BEST}], key=lambda line: line["kl"])
+        peers = [line for line in lines if line["system"] == "torch_pruning"]
+        if peers:
+            best = min(peers, key=lambda line: line["kl"])
+            for line in lines:
+                line["kl_of_torch_pruning_best_to_this"] = best["kl"] / line["kl"] if line["kl"] else None
+            lines.append(best | {"system": BEST})
+        found += sorted(lines, key=lambda line: line["kl"])
     return found
 
 

@@ -92,7 +92,7 @@ def recovery(bench: Bench) -> Row:
         systems = {
             "bertdyn": ("fisher, auto", ours.search("fisher", budget, "auto", 1)[0]),
             "torch_pruning": (str(variant), found.model),
-            "random": ("random, none", ours.prune("random", budget, "none")[0]),
+            "random": ("random, auto", ours.search("random", budget, "auto", 1)[0]),
         }
         scores: dict[str, Texts] = {name: [] for name in systems}
         for seed in options.recovery_seeds:

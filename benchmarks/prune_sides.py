@@ -51,8 +51,8 @@ class Bench:
         self.test, self.labels = self.batches(self.tokens["test"]), torch.tensor(self.tokens["test"]["label"])
         self.expected = self.answers(self.dense)
 
-    def batches(self, rows: Dataset, size: int = 64) -> list[Batch]:
-        return list(make_batches(rows, self.tokenizer, size, shuffle=False))
+    def batches(self, rows: Dataset, size: int = 64, *, by_length: bool = True) -> list[Batch]:
+        return list(make_batches(rows, self.tokenizer, size, shuffle=False, by_length=by_length))
 
     @torch.inference_mode()
     def answers(self, model: PreTrainedModel) -> Tensor:
@@ -78,7 +78,7 @@ class Bench:
         options = self.options
         rows = calibration_rows(self.tokens["train"], options.calibration_texts, options.calibration_min_length, seed)
         referee = Referee(self.dense, self.batches(rows.referee), self.task)
-        fit, pairs = self.batches(rows.fit), self.batches(rows.pairs)
+        fit, pairs = self.batches(rows.fit), self.batches(rows.pairs, by_length=False)  # partners are neighbours
         calibration = Calibration(fit, pairs, referee, self.task, other_state=self.before, seed=seed)
         texts = concatenate_datasets([rows.fit, rows.referee])
         whole = self.batches(texts, len(texts))[0]
