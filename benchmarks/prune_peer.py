@@ -16,6 +16,7 @@ so the softmax scale is the dense one). On top of the example, all in its favour
 """
 
 import copy
+import gc
 import time
 import warnings
 from collections.abc import Sequence
@@ -115,10 +116,11 @@ class Peer:
             self._ratios[variant.heads, budget] = ratio, head_ratio
         found = time.perf_counter()
         model = self.attempt(variant, ratio, head_ratio)
+        spent = time.perf_counter() - found
+        gc.collect()  # its dependency graphs are cycles that hold whole models: 9 GB after a few dozen prunings
         if not self._fits(model, budget):
             raise SystemExit(f"Torch-Pruning, {variant}: no encoder within {budget}")
-        seconds = self.seconds.get(variant.criterion, 0.0) + time.perf_counter() - found
-        return PeerPruned(model, ratio, head_ratio, seconds, found - start)
+        return PeerPruned(model, ratio, head_ratio, self.seconds.get(variant.criterion, 0.0) + spent, found - start)
 
     def _fits(self, model: PreTrainedModel, budget: float) -> bool:
         return self.costs.of(shape_of(model)) <= budget * self.costs.of(shape_of(self.source)) * (1 + 1e-9)

@@ -7,11 +7,12 @@ compensation is) is chosen by the KL divergence from the dense model on it.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from bertdyn.data.batching import Batch
@@ -30,6 +31,7 @@ from bertdyn.tasks.task import Task
 logger = logging.getLogger(__name__)
 
 STATE_CHANGE = "state_change"
+BAR_FROM = 5
 MakePlan = Callable[[Shape, Scores, str, float], Plan]
 """(shape, scores, criterion, how far: above 0 to 1 in the last round) → plan"""
 
@@ -87,7 +89,8 @@ class Looked:
     def moments(self) -> dict[Site, InputMoments]:
         """Of the inputs of the output projections."""
         if self._moments is None:
-            self._moments = input_moments(self.model, self.calibration.fit, covariance=self.covariance)
+            batches = bar(self.calibration.fit, "what units give out")
+            self._moments = input_moments(self.model, batches, covariance=self.covariance)
         return self._moments
 
     def scores(self, criterion: str) -> Scores:
@@ -109,9 +112,8 @@ class Looked:
             centres = None
             if self.centred:
                 centres = {site: of.mean.to(self.model.dtype) for site, of in self.moments.items()}
-            gradients = gate_gradients(
-                self.model, calibration.fit, calibration.task, centres=centres, seed=calibration.seed
-            )
+            batches = bar(calibration.fit, "gradients of gates")
+            gradients = gate_gradients(self.model, batches, calibration.task, centres=centres, seed=calibration.seed)
             return Evidence(gradients=gradients)
         if criterion == "activation_change":
             return Evidence(changes={criterion: between_texts(self.model, calibration.pairs)})
@@ -120,6 +122,11 @@ class Looked:
             changes: Changes = between_states(self.model, calibration.other_state, calibration.fit)
             return Evidence(changes={criterion: changes})
         return Evidence(moments=self.moments if criterion in ("fluctuation", "wanda") else None)
+
+
+def bar(items: Sequence[Any], what: str, unit: str = "batch") -> Iterable[Any]:
+    """A progress bar that goes when it is full; none for a handful of items."""
+    return tqdm(items, desc=what, unit=unit, leave=False, disable=len(items) < BAR_FROM)
 
 
 def look(model: PreTrainedModel, calibration: Calibration, compensation: str) -> Looked:
@@ -224,7 +231,7 @@ def _by_block(looked: Looked, plan: Plan, fit: _Fit) -> _Fit:
     """Go through the blocks once, from the last, and take for each the compensation with the lowest KL."""
     projections = {method: _projections(looked, plan, method) for method in METHODS}
     model, methods, lowest = fit.model, dict(fit.methods), fit.kl
-    for site in reversed(cut_sites(plan)):
+    for site in bar(cut_sites(plan)[::-1], "compensation", "block"):
         for method in METHODS:
             if method == methods[site]:
                 continue

@@ -1,5 +1,6 @@
 """What each model scores on validation and test, and how near it stays to the dense one."""
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from bertdyn.steps.preparation import Texts, make_accelerator
 from bertdyn.tasks.classification import Predictions, accuracy_interval
 from bertdyn.tasks.question_answering import QuestionAnswering, cluster_interval
 from bertdyn.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("validation", "test")
 """In this order: the threshold for "no answer" is that of validation."""
@@ -87,6 +90,14 @@ class Judge:
                 "num_examples": len(scored),
             }
             self.verdicts[name, stage, part] = Verdict(row, scored)
+        logger.info(
+            "%s after %s: %s of the test part %.4f, KL from the dense model %.4f",
+            name,
+            stage,
+            "accuracy" if "accuracy" in row else "f1",
+            scored.mean(),
+            row["kl"],
+        )
 
     def _scored(self, predictions: Any, name: str, stage: str, part: str) -> tuple[dict[str, float], np.ndarray]:
         """Metrics with the interval of the main one, and what each example counts."""
