@@ -41,6 +41,7 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
         print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
         if not config.seeds:
             print(f"go on    mlflow run . -e extract --env-manager local -P source_run_id={tracker.run_id}")
+            print(f"or       mlflow run . -e prune --env-manager local -P source_run_id={tracker.run_id}")
 
 
 def see_it(uri: str | None) -> str:

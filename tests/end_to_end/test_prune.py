@@ -3,8 +3,10 @@
 import json
 from dataclasses import dataclass
 
+import mlflow
 import pandas as pd
 import pytest
+import torch
 from mlflow.entities import Run
 from transformers import AutoModelForSequenceClassification
 
@@ -12,6 +14,7 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.models.loading import load_model
 from bertdyn.pruning.plan import load_plan
 from bertdyn.pruning.shape import shape_of
+from bertdyn.tracking.locations import resolve_model
 from entrypoints import prune
 from tests.end_to_end.conftest import TINY, Workplace, artifacts, make_workplace
 
@@ -51,7 +54,8 @@ def command(source, run_here):
 @pytest.fixture(scope="module")
 def pruned(source) -> tuple[Run, str]:
     """By `python -m`, half the FLOPs, beside all controls."""
-    out = source.workplace.run(*source.option, *FEW, "--budget", "0.5", module="entrypoints.prune")
+    options = ("--budget", "0.5", "--register_as", "small@best")
+    out = source.workplace.run(*source.option, *FEW, *options, module="entrypoints.prune")
     return source.newest(), out
 
 
@@ -103,6 +107,20 @@ def test_scores_are_those_of_the_saved_model(pruned):
     assert shape_of(model) == plan.result
 
 
+def test_the_registry_gives_it_to_whoever_asks(source, pruned, monkeypatch):
+    run, _ = pruned
+    for name, value in source.workplace.environment.items():
+        if name.startswith(("MLFLOW_", "BERTDYN_CACHE")):
+            monkeypatch.setenv(name, value)
+    mlflow.set_tracking_uri(source.workplace.uri)
+    model = load_model(resolve_model("models:/small@best"), "classification")
+    best = json.loads((artifacts(run) / "checkpoints/manifest.json").read_text())["states"]["best"]
+    expected = AutoModelForSequenceClassification.from_pretrained(artifacts(run) / "checkpoints" / best)
+    assert type(model) is type(expected)
+    pairs = zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_what_follows_works_on_a_pruned_run(source, pruned):
     run, _ = pruned
     place = source.workplace
@@ -123,7 +141,7 @@ def test_what_follows_works_on_a_pruned_run(source, pruned):
         "--num_train_epochs", "1", "--seeds", "0,1", "--random_init", "false", module="entrypoints.sae",
     )  # fmt: skip
     assert {source.newest(stage).info.status for stage in ("probe", "sae")} == {"FINISHED"}
-    # and it is pruned again, from the model that the registry would give
+    # and it is pruned again
     place.run(
         "--source_run_id", run.info.run_id, *FEW, "--recover", "false", "--controls", "none", "--budget", "0.8",
         "--export_onnx", "false", module="entrypoints.prune",
