@@ -165,7 +165,7 @@ def class_names(data: TextData) -> list[str] | None:
     return data.label_names if data.task == "classification" else None
 
 
-def without_padding(model: PreTrainedModel, config: FineTuneConfig) -> PreTrainedModel:
+def without_padding(model: PreTrainedModel, config: TrainingConfig) -> PreTrainedModel:
     """`model`, made to compute no padding where `--unpadded` says so and it can."""
     if config.unpadded == "true" or (config.unpadded == "auto" and can_run_unpadded(model)):
         run_unpadded(model)
@@ -173,7 +173,7 @@ def without_padding(model: PreTrainedModel, config: FineTuneConfig) -> PreTraine
 
 
 def batches_of(
-    part: str, config: FineTuneConfig, texts: Texts, model: PreTrainedModel, accelerator: Accelerator
+    part: str, config: TrainingConfig, texts: Texts, model: PreTrainedModel, accelerator: Accelerator
 ) -> DataLoader:
     """Batches of one part: shuffled by epoch for training, by length and prepared for everything else."""
     training = part == "train"

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from bertdyn.errors import InputError
 from bertdyn.models.fingerprint import weights_fingerprint
-from bertdyn.models.unpadded import can_run_unpadded, is_unpadded, run_unpadded
 from bertdyn.pruning.cost import Costs, flop_costs, parameter_costs
 from bertdyn.pruning.latency_table import measured_costs
 from bertdyn.pruning.plan import Plan, load_plan, same_sizes
@@ -26,7 +25,7 @@ from bertdyn.pruning.targets import plan_maker
 from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.deployment import deploy
 from bertdyn.steps.fine_tune import PIPELINES
-from bertdyn.steps.preparation import record_inputs
+from bertdyn.steps.preparation import record_inputs, without_padding
 from bertdyn.steps.prune_report import CONTROL_WORDS, Findings, scalars, write_report
 from bertdyn.steps.prune_scores import Judge
 from bertdyn.steps.prune_source import Source, calibrate, load_dense, load_state, open_source
@@ -104,10 +103,7 @@ def score_and_recover(
 
     What is scored after recovery is what was saved. Each control is a child run; its weights are not kept.
     """
-    everyone = {"dense": dense, **models}
-    if config.unpadded == "true" or (config.unpadded == "auto" and can_run_unpadded(dense)):
-        for model in everyone.values():
-            run_unpadded(model)
+    everyone = {name: without_padding(model, config) for name, model in {"dense": dense, **models}.items()}
     judge = Judge(config, source.texts, source.task, dense)
     for name, model in everyone.items():
         judge.score(name, "surgery", model)
@@ -117,10 +113,10 @@ def score_and_recover(
     recovery = Recovery(config, source.texts, source.task, dense)
     best = recover(recovery, models["pruned"], tracker, keep_checkpoints=True)
     saved = str(tracker.folder / checkpoint_path(best))
-    judge.score("pruned", "recovery", load_like(dense, saved, config, source))
+    judge.score("pruned", "recovery", load_unpadded(saved, config, source))
     for name in config.control_list():
         # The dense model is the teacher of all: its control is a copy.
-        student = models[name] if name != "dense" else load_like(dense, source.location, config, source)
+        student = models[name] if name != "dense" else load_unpadded(source.location, config, source)
         tags = tags_of(config) | {"bertdyn.stage": "prune-control", "bertdyn.control": name}
         with tracker.child(f"{source.label}-{name}-s{config.seed}-control", tags) as child:
             child.log_config(dataclasses.asdict(config) | {"control": name})
@@ -133,19 +129,16 @@ def score_and_recover(
     return judge, best
 
 
-def load_like(dense: PreTrainedModel, location: str, config: PruneConfig, source: Source) -> PreTrainedModel:
-    """The model in a folder, computing padding or not as `dense` does."""
-    model = load_state(location, config, source.texts.data, source.device)
-    if is_unpadded(dense):
-        run_unpadded(model)
-    return model
+def load_unpadded(location: str, config: PruneConfig, source: Source) -> PreTrainedModel:
+    """The model in a folder, computing no padding where `--unpadded` says so and it can."""
+    return without_padding(load_state(location, config, source.texts.data, source.device), config)
 
 
 def costs_of(config: PruneConfig, dense: PreTrainedModel) -> Costs:
     """What the budget is a share of."""
     if config.budget_of == "parameters":
         return parameter_costs(shape_of(dense))
-    if config.budget_of == "latency" and config.target_budget is not None:
+    if config.budget_of == "latency":
         return measured_costs(dense, config.cost_batch_size, config.cost_length)
     return flop_costs(shape_of(dense), length=config.cost_length)
 

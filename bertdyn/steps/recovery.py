@@ -6,13 +6,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from bertdyn.data.batching import make_batches
-from bertdyn.models.unpadded import is_unpadded
 from bertdyn.steps.config import PruneConfig
-from bertdyn.steps.preparation import Texts, make_accelerator
+from bertdyn.steps.preparation import Texts, batches_of, make_accelerator
 from bertdyn.tasks.distillation import Distillation
 from bertdyn.tasks.task import Task
 from bertdyn.tracking.tracker import Tracker
@@ -60,8 +57,7 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
     optimizer = make_optimizer(model, config)
     updates = updates_per_epoch(len(texts.tokens["train"]), config)
     scheduler = make_scheduler(optimizer, config, config.num_train_epochs * updates)
-    batches = loader("train", recovery, model)
-    validation = accelerator.prepare(loader("validation", recovery, model))
+    batches, validation = (batches_of(part, config, texts, model, accelerator) for part in ("train", "validation"))
     best = _BestWeights(model, task.selection_metric)
 
     def evaluate(progress: Progress) -> None:
@@ -92,19 +88,6 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else its forward would stay in mixed precision
     model.eval()
     return best_epoch(progress.history, task.selection_metric)
-
-
-def loader(part: str, recovery: Recovery, model: PreTrainedModel) -> DataLoader:
-    """Batches of one part: shuffled by epoch for training, by length for everything else."""
-    config, training = recovery.config, part == "train"
-    return make_batches(
-        recovery.texts.tokens[part],
-        recovery.texts.tokenizer,
-        config.per_device_train_batch_size if training else config.per_device_eval_batch_size,
-        shuffle=training,
-        seed=config.seed,
-        token_rows=is_unpadded(model),
-    )
 
 
 def checkpoints(
