@@ -50,10 +50,6 @@ class Plan:
     def _counts(self, kind: str, dense: Sequence[int]) -> tuple[int, ...]:
         return tuple(len(self.kept.get(Site(kind, layer), ())) for layer in range(1, len(dense) + 1))
 
-    @property
-    def removes_nothing(self) -> bool:
-        return self.result == self.shape
-
     def inputs(self, site: Site) -> list[int]:
         """The inputs of a block's output projection that stay: those of its kept units."""
         width = self.shape.unit_width(site.kind)
