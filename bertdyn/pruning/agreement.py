@@ -4,13 +4,14 @@ Accuracy cannot rank ways of pruning on some hundred sentences; the Kullback-Lei
 can, since every text has its say.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bertdyn.data.batching import Batch
@@ -40,11 +41,13 @@ class Referee:
 
     def agreement(self, model: PreTrainedModel) -> Agreement:
         """How near `model` is to the dense one, for each text."""
+        return self._compared(self._answers(model, batch) for batch in self.batches)
+
+    def _compared(self, answers: Iterable[list[Tensor]]) -> Agreement:
         kl, same, index = [], [], []
-        for batch, expected in zip(self.batches, self._dense, strict=True):
-            found = self._answers(model, batch)  # where the batch is
+        for batch, expected, found in zip(self.batches, self._dense, answers, strict=True):
             # In float64: differences of nearly equal numbers.
-            pairs = [(p.double(), q.double()) for p, q in zip(expected, found, strict=True)]
+            pairs = [(p.double(), q.to(p.device).double()) for p, q in zip(expected, found, strict=True)]
             kl.append(sum((p.exp() * (p - q)).sum(dim=-1) for p, q in pairs))
             same.append(torch.stack([p.argmax(-1) == q.argmax(-1) for p, q in pairs]).all(dim=0))
             index.append(batch["index"])
@@ -52,9 +55,48 @@ class Referee:
         divergence, agreed = torch.cat(kl)[order].clamp(min=0), torch.cat(same)[order]  # type: ignore[arg-type]
         return Agreement(divergence.cpu().numpy(), agreed.cpu().numpy())
 
+    def scored(
+        self, accelerator: Accelerator, model: PreTrainedModel, batches: Iterable[Batch], part: str
+    ) -> tuple[Any, Agreement]:
+        """The task's predictions and the agreement, from one pass of `model`.
+
+        Parameters
+        ----------
+        batches
+            Those of the referee, prepared by `accelerator`, for one process.
+
+        Returns
+        -------
+        predictions, agreement
+        """
+        again, found = _LastOutput(model), []
+
+        def watched() -> Iterator[Batch]:
+            for batch in batches:
+                again.output = None
+                yield batch
+                found.append(self.task.log_probabilities(again, batch))
+
+        predictions = self.task.predict(accelerator, again, watched(), part)
+        return predictions, self._compared(found)
+
     @torch.inference_mode()
     def _answers(self, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
         here = batch["index"].device
         with evaluating(model):
             answers = self.task.log_probabilities(model, send_to_device(batch, model.device))
         return [answer.to(here) for answer in answers]
+
+
+class _LastOutput(nn.Module):
+    """A model that answers a second call with what it returned to the first, until `output` is taken back."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.output: Any = None
+
+    def forward(self, **inputs: Any) -> Any:
+        if self.output is None:
+            self.output = self.model(**inputs)
+        return self.output

@@ -5,6 +5,7 @@ beyond one without any is that of their blocks, divided by their number (ZipLM, 
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -20,8 +21,22 @@ from bertdyn.pruning.surgery import pruned_config
 ROUNDS = 15
 
 
+class LatencyTable(NamedTuple):
+    """What was measured; `latency_costs` makes costs of it."""
+
+    fixed: float
+    """Seconds of an encoder whose blocks have no units."""
+    tables: dict[str, dict[int, float]]
+    """`attention`, `ffn` → number of units → seconds that one such block adds."""
+
+
 def measured_costs(model: PreTrainedModel, batch_size: int, length: int, *, seed: int = 0) -> Costs:
-    """Seconds of a forward pass of the encoder, as a sum over its blocks.
+    """Seconds of a forward pass of the encoder, as a sum over its blocks: `latency_table` as costs."""
+    return latency_costs(*latency_table(model, batch_size, length, seed=seed))
+
+
+def latency_table(model: PreTrainedModel, batch_size: int, length: int, *, seed: int = 0) -> LatencyTable:
+    """Time blocks of each size on this machine.
 
     Parameters
     ----------
@@ -54,7 +69,7 @@ def measured_costs(model: PreTrainedModel, batch_size: int, length: int, *, seed
         kind: {units: max(0.0, median[kind, units] - empty) / len(shape.heads) for units in grid(most[kind])}
         for kind in KINDS
     }
-    return latency_costs(empty, tables)
+    return LatencyTable(empty, tables)
 
 
 def _uniform(model: PreTrainedModel, shape: Shape, kind: str, units: int) -> PreTrainedModel:

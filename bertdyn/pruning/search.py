@@ -173,7 +173,7 @@ def search(
         plans = {name: make_plan(shape_of(model), looked.scores(name), name, number / rounds) for name in names}
         best, fit, kls = "", None, {}
         for name in names:
-            one = _fit(model, looked, plans[name], compensation)
+            one = _fit(looked, plans[name], compensation)
             kls[name] = one.kl
             if fit is None or one.kl < fit.kl:
                 best, fit = name, one
@@ -192,13 +192,17 @@ def search(
     return Found(model, plan, criteria, fit.methods, fit.kl, tried, first_scores)
 
 
-def apply(dense: PreTrainedModel, calibration: Calibration, plan: Plan, *, compensation: str) -> Found:
-    """Prune `dense` by a plan that is there already, with compensation as `search` has it."""
-    looked = look(dense, calibration, compensation)
-    fit = _fit(dense, looked, plan, compensation)
+def apply(looked: Looked, plan: Plan, *, compensation: str) -> Found:
+    """Prune the model that was looked at by a plan that is there already, with compensation as `search` has it."""
+    fit = _fit(looked, plan, compensation)
     if compensation == "auto":
         fit = _by_block(looked, plan, fit)
     return Found(fit.model, plan, ["plan"], fit.methods, fit.kl, {}, {})
+
+
+def cut(looked: Looked, plan: Plan, method: str) -> PreTrainedModel:
+    """The model that was looked at, cut by `plan`, with one of `METHODS` in all blocks; the referee is not asked."""
+    return prune(looked.model, plan, _projections(looked, plan, method))
 
 
 def candidates(calibration: Calibration) -> list[str]:
@@ -218,11 +222,11 @@ class _Fit(NamedTuple):
     kl: float
 
 
-def _fit(model: PreTrainedModel, looked: Looked, plan: Plan, compensation: str) -> _Fit:
-    """`model` cut by `plan`, with one compensation for all blocks: the one asked for, or the best."""
+def _fit(looked: Looked, plan: Plan, compensation: str) -> _Fit:
+    """The model cut by `plan`, with one compensation for all blocks: the one asked for, or the best."""
     fits = []
     for method in METHODS if compensation == "auto" else (compensation,):
-        pruned = prune(model, plan, _projections(looked, plan, method))
+        pruned = cut(looked, plan, method)
         fits.append(_Fit(pruned, dict.fromkeys(cut_sites(plan), method), looked.calibration.referee.kl(pruned)))
     return min(fits, key=lambda fit: fit.kl)
 

@@ -43,8 +43,7 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed_list() and self.register_as:
-            raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
+        self.check_seeds()
         if self.store_attention and not self.store_features:
             raise InputError("--store_attention true needs --store_features true")
         if self.class_weights and self.task != "classification":
@@ -58,6 +57,11 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
     def seed_list(self) -> list[int]:
         """The seeds of `--seeds`; empty without it."""
         return several_seeds(self.seeds)
+
+    def check_seeds(self) -> None:
+        """Raise `InputError` if `--seeds` is not accepted."""
+        if self.seed_list() and self.register_as:
+            raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
 
     def tags(self) -> dict[str, str]:
         """What a run is searched by in MLflow."""
@@ -211,11 +215,14 @@ class PruneConfig(DataConfig, TrainingConfig, PruningConfig):
         for name, least in (("temperature", 0.1), ("hidden_distillation", 0), ("latency_rounds", 3)):
             if not least <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name} {getattr(self, name)}: accepted are values from {least}")
-        if self.seeds and self.register_as:
-            raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
+        self.check_seeds()
         self.control_list()
         self.shapes()
-        several_seeds(self.seeds)
+
+    def check_seeds(self) -> None:
+        """Raise `InputError` if `--seeds` is not accepted."""
+        if several_seeds(self.seeds) and self.register_as:
+            raise InputError("--register_as with --seeds: register the model of one seed, by a run of its own")
 
     def control_list(self) -> list[str]:
         """The controls, of `CONTROLS`."""

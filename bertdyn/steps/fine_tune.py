@@ -49,7 +49,7 @@ from bertdyn.training.checkpoints import (
     load_training_state,
 )
 from bertdyn.training.dynamics import Dynamics
-from bertdyn.training.freezing import Freezing, make_schedule
+from bertdyn.training.freezing import FreezeSchedule, Freezing, make_schedule
 from bertdyn.training.loop import AtEpochEnd, Listener, Progress, train
 from bertdyn.training.optimization import make_optimizer, make_scheduler, updates_per_epoch
 from bertdyn.training.progress_bar import ProgressBar
@@ -129,14 +129,28 @@ def make_job(config: FineTuneConfig, tracker: Tracker) -> tuple[Job, Progress | 
         record_inputs(texts, tracker)
     task = make_task(config, texts, accelerator.device)
     progress = earlier_progress(config, tracker, folder, accelerator)
+    job = assemble(config, tracker, folder, accelerator, texts, task, progress)
+    if progress:
+        load_training_state(folder / TRAINING_STATE, job.model, job.optimizer, job.scheduler, accelerator.scaler)
+    return job, progress
+
+
+def assemble(
+    config: FineTuneConfig,
+    tracker: Tracker,
+    folder: Path,
+    accelerator: Accelerator,
+    texts: Texts,
+    task: Task,
+    progress: Progress | None = None,
+) -> Job:
+    """Model, optimiser and batches, for texts that are there already."""
     model = start_model(config, texts, folder, progress).to(accelerator.device)
     optimizer = make_optimizer(model, config)
     updates = updates_per_epoch(len(texts.tokens["train"]), config, accelerator.num_processes)
     scheduler = make_scheduler(optimizer, config, config.num_train_epochs * updates)
-    if progress:
-        load_training_state(folder / TRAINING_STATE, model, optimizer, scheduler, accelerator.scaler)
     batches = {part: batches_of(part, config, texts, model, accelerator) for part in ("train", "validation", "test")}
-    return Job(config, tracker, folder, accelerator, texts, task, batches, model, optimizer, scheduler), progress
+    return Job(config, tracker, folder, accelerator, texts, task, batches, model, optimizer, scheduler)
 
 
 def train_job(job: Job, listeners: Sequence[Listener], progress: Progress | None = None) -> Progress:
@@ -160,19 +174,10 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
     """All that happens around the training, in the order in which it happens at an epoch's end."""
     config, tracker, task, model = job.config, job.tracker, job.task, job.model
     on_main = job.accelerator.is_main_process
-    schedule = make_schedule(
-        model, config.freeze_layers, config.freeze_embeddings, config.freeze_epochs, config.gradual_unfreezing
-    )
-
-    def evaluate(progress: Progress) -> None:
-        predictions = task.predict(job.accelerator, model, job.batches["validation"], "validation")
-        scores = task.metrics(predictions, "validation")
-        progress.metrics.update({f"eval/{name}": value for name, value in scores.items()})
-
-    listeners: list[Listener] = [Freezing(model, schedule)]
+    listeners: list[Listener] = [Freezing(model, freeze_schedule(config, model))]
     if on_main:
         listeners += [Resources(job.accelerator.device, job.accelerator.num_processes)]
-    listeners += [AtEpochEnd(evaluate)]
+    listeners += [evaluation(job)]
     if on_main:
         dynamics = make_dynamics(job, progress)
         listeners += [dynamics, AtEpochEnd(lambda progress: tracker.log_table(dynamics.table, "dynamics"))]
@@ -202,6 +207,24 @@ def make_listeners(job: Job, progress: Progress | None) -> list[Listener]:
             ),
         ]
     return listeners
+
+
+def freeze_schedule(config: FineTuneConfig, model: PreTrainedModel) -> FreezeSchedule:
+    """The schedule that the options ask for."""
+    return make_schedule(
+        model, config.freeze_layers, config.freeze_embeddings, config.freeze_epochs, config.gradual_unfreezing
+    )
+
+
+def evaluation(job: Job) -> Listener:
+    """The task's scores on validation after every epoch, as `eval/…`."""
+
+    def evaluate(progress: Progress) -> None:
+        predictions = job.task.predict(job.accelerator, job.model, job.batches["validation"], "validation")
+        scores = job.task.metrics(predictions, "validation")
+        progress.metrics.update({f"eval/{name}": value for name, value in scores.items()})
+
+    return AtEpochEnd(evaluate)
 
 
 def make_dynamics(job: Job, progress: Progress | None) -> Dynamics:

@@ -19,7 +19,7 @@ from bertdyn.pruning.cost import Costs, flop_costs, parameter_costs
 from bertdyn.pruning.latency_table import measured_costs
 from bertdyn.pruning.plan import Plan, load_plan, same_sizes
 from bertdyn.pruning.scores import Evidence, unit_scores
-from bertdyn.pruning.search import Calibration, Found, apply, search
+from bertdyn.pruning.search import Calibration, Found, apply, look, search
 from bertdyn.pruning.shape import shape_of
 from bertdyn.pruning.targets import plan_maker
 from bertdyn.steps.config import PruneConfig
@@ -148,7 +148,7 @@ def find(config: PruneConfig, dense: PreTrainedModel, calibration: Calibration) 
     started = time.perf_counter()
     if config.plan:
         plan = given_plan(config.plan, config.allow_empty, dense)
-        found = apply(dense, calibration, plan, compensation=config.compensation)
+        found = apply(look(dense, calibration, config.compensation), plan, compensation=config.compensation)
     else:
         make_plan = plan_maker(config, shape_of(dense), costs_of(config, dense))
         found = search(
@@ -184,9 +184,9 @@ def controls(
     config: PruneConfig, dense: PreTrainedModel, calibration: Calibration, plan: Plan
 ) -> dict[str, PreTrainedModel]:
     """Models of the sizes of `plan` with other units, made up for in the same way."""
-    found = {}
+    found, looked = {}, look(dense, calibration, config.compensation)
     for name in config.control_list():
         if name != "dense":
             other = same_sizes(plan, unit_scores(name, dense, Evidence(), seed=config.seed))
-            found[name] = apply(dense, calibration, other, compensation=config.compensation).model
+            found[name] = apply(looked, other, compensation=config.compensation).model
     return found

@@ -1,8 +1,10 @@
 """Training after surgery, on the one training core: of the pruned model and, by the same recipe, of its controls."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,7 +32,15 @@ class Recovery(NamedTuple):
     """The dense model."""
 
 
-def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, keep_checkpoints: bool) -> int:
+def recover(
+    recovery: Recovery,
+    model: PreTrainedModel,
+    tracker: Tracker,
+    *,
+    keep_checkpoints: bool,
+    score: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> int:
     """Train `model` in place, with the dense model as a teacher where the options say so; go back to its best epoch.
 
     Parameters
@@ -39,6 +49,10 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
         On the device of the teacher, computing padding or not as the teacher does.
     tracker
         Receives the metrics of every epoch, and with `keep_checkpoints` the checkpoints.
+    score
+        The metrics of a model on validation. Default: those of the task.
+    listeners
+        Told last at the end of every epoch.
 
     Returns
     -------
@@ -57,20 +71,21 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
     optimizer = make_optimizer(model, config)
     updates = updates_per_epoch(len(texts.tokens["train"]), config)
     scheduler = make_scheduler(optimizer, config, config.num_train_epochs * updates)
-    batches, validation = (batches_of(part, config, texts, model, accelerator) for part in ("train", "validation"))
+    batches = batches_of("train", config, texts, model, accelerator)
+    score = score or task_scores(recovery, model, accelerator)
     best = _BestWeights(model, task.selection_metric)
 
     def evaluate(progress: Progress) -> None:
-        scores = task.metrics(task.predict(accelerator, model, validation, "validation"), "validation")
-        progress.metrics.update({f"eval/{name}": value for name, value in scores.items()})
+        progress.metrics.update({f"eval/{name}": value for name, value in score(model).items()})
 
-    listeners: list[Listener] = [AtEpochEnd(evaluate), best]
-    listeners += [EarlyStopping(task.selection_metric, config.early_stopping_patience)]
+    around: list[Listener] = [AtEpochEnd(evaluate), best]
+    around += [EarlyStopping(task.selection_metric, config.early_stopping_patience)]
     if keep_checkpoints:
-        listeners += [checkpoints(recovery, model, tracker, optimizer, scheduler)]
-    listeners += [
+        around += [checkpoints(recovery, model, tracker, optimizer, scheduler)]
+    around += [
         AtEpochEnd(lambda progress: tracker.log_metrics(progress.metrics, progress.epoch)),
         ProgressBar(len(batches), config.num_train_epochs, (task.selection_metric,)),
+        *listeners,
     ]
     progress = train(
         accelerator,
@@ -82,12 +97,21 @@ def recover(recovery: Recovery, model: PreTrainedModel, tracker: Tracker, *, kee
         num_epochs=config.num_train_epochs,
         seed=config.seed,
         max_grad_norm=config.max_grad_norm,
-        listeners=listeners,
+        listeners=around,
     )
     best.restore()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else its forward would stay in mixed precision
     model.eval()
     return best_epoch(progress.history, task.selection_metric)
+
+
+def task_scores(
+    recovery: Recovery, model: PreTrainedModel, accelerator: Accelerator
+) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """The scores of the task on validation, whose batches are for models that compute padding as `model` does."""
+    task = recovery.task
+    batches = batches_of("validation", recovery.config, recovery.texts, model, accelerator)
+    return lambda trained: task.metrics(task.predict(accelerator, trained, batches, "validation"), "validation")
 
 
 def checkpoints(

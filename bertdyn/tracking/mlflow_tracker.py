@@ -36,6 +36,25 @@ _LONGEST_PARAM = 6000
 _LONGEST_NOTE = 7900
 
 
+def patiently(begin: "Callable[[], MLflowTracker]", run_name: str, patience: float) -> "MLflowTracker":
+    """What `begin` returns, called until MLflow answers.
+
+    Raises
+    ------
+    RuntimeError
+        If it stays away for `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return begin()
+        except (MlflowException, ArtifactUnreadable) as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"child run {run_name!r} cannot begin: {first_line(error)}") from error
+            logger.warning("child run %r waits for MLflow: %s", run_name, first_line(error))
+            time.sleep(2)
+
+
 class MLflowTracker(Tracker):
     """Records a run in its folder and in MLflow; ends it in a `with` block.
 
@@ -237,15 +256,7 @@ class MLflowTracker(Tracker):
         InputError
             If another process is writing that run, or what it wrote earlier cannot be read for as long.
         """
-        deadline = time.monotonic() + self.patience
-        while True:
-            try:
-                return self._open_child(self, run_name, dict(tags or {}))
-            except (MlflowException, ArtifactUnreadable) as error:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"child run {run_name!r} cannot begin: {first_line(error)}") from error
-                logger.warning("child run %r waits for MLflow: %s", run_name, first_line(error))
-                time.sleep(2)
+        return patiently(lambda: self._open_child(self, run_name, dict(tags or {})), run_name, self.patience)
 
     def _deliver(self, points: list[Point]) -> None:
         self._delivery.add_points(points)

@@ -4,6 +4,7 @@ A new one; the one that `mlflow run` made for us (`MLFLOW_RUN_ID`); or an earlie
 resumed. When `mlflow run` resumes an earlier run, the launcher's run points to it and ends with it.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,9 +19,11 @@ from mlflow.tracking.context.registry import resolve_tags
 from bertdyn.errors import InputError
 from bertdyn.files import write_json, write_text
 from bertdyn.tracking.endings import run_status, signals_held
-from bertdyn.tracking.mlflow_tracker import MLflowTracker
+from bertdyn.tracking.mlflow_tracker import PATIENCE, MLflowTracker, patiently
 from bertdyn.tracking.provenance import GitState, environment, git_state, source_folder
 from bertdyn.tracking.store import children, connect, find_experiment, find_run, first_line, run_link, shown
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENT = "bertdyn"
 _PARENT = "mlflow.parentRunId"
@@ -128,29 +131,81 @@ def _create(client: MlflowClient, experiment_id: str, run_name: str | None, tags
     return client.create_run(experiment_id, tags=resolve_tags(dict(tags)), run_name=run_name)
 
 
+def children_opener(run_id: str) -> Callable[[str, Mapping[str, str]], MLflowTracker]:
+    """What opens new runs inside a run that another process writes, from name and tags.
+
+    Raises
+    ------
+    InputError
+        If MLflow does not answer, or has no such run.
+    """
+    client = connect()
+    parent, git = find_run(client, run_id), git_state(source_folder())
+
+    def open_one(run_name: str, tags: Mapping[str, str]) -> MLflowTracker:
+        return patiently(lambda: _new_child(git, client, parent, run_name, tags, PATIENCE), run_name, PATIENCE)
+
+    return open_one
+
+
+def end_abandoned(run_id: str) -> None:
+    """End the run of a process that died, as FAILED, if it is still RUNNING; as well as MLflow lets us."""
+    try:
+        client = connect()
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_tag(run_id, "bertdyn.ended_by", "another process: the one that wrote this run died")
+            client.set_terminated(run_id, "FAILED")
+    except (MlflowException, InputError) as error:
+        logger.warning("run %s of a process that died cannot be ended: %s", run_id, first_line(error))
+
+
+def point_launcher(run_id: str, stage: str) -> None:
+    """Let the run that `mlflow run` made for this command, if it did, lead to `run_id`, to which all went."""
+    launched = os.environ.pop("MLFLOW_RUN_ID", None)
+    if launched:
+        client = connect()
+        _point_launcher(client, launched, find_run(client, run_id), stage, "This run joined")
+
+
 def _open_child(git: GitState | None, parent: MLflowTracker, run_name: str, tags: Mapping[str, str]) -> MLflowTracker:
-    tags = {"bertdyn.stage": parent.stage, **tags, _PARENT: parent.run_id, **_git_tags(git)}
+    tags = {"bertdyn.stage": parent.stage, **tags}
     earlier = [run for run in children(parent.client, parent.run) if run.info.run_name == run_name]
-    attempt = 0
-    if parent.resumed and earlier:
-        run = earlier[-1]
-        attempt = _attempt(run)
-        parent.client.update_run(run.info.run_id, status="RUNNING")
-    else:
-        run = _create(parent.client, parent.run.info.experiment_id, run_name, tags)
+    if not (parent.resumed and earlier):
+        return _new_child(git, parent.client, parent.run, run_name, tags, parent.patience)
+    run = earlier[-1]
+    parent.client.update_run(run.info.run_id, status="RUNNING")
+    tags |= _child_tags(git, parent.run)
+    return _child_tracker(git, parent.client, run, tags, _attempt(run), parent.patience)
+
+
+def _new_child(
+    git: GitState | None, client: MlflowClient, parent: Run, run_name: str, tags: Mapping[str, str], patience: float
+) -> MLflowTracker:
+    tags = {**tags, **_child_tags(git, parent)}
+    run = _create(client, parent.info.experiment_id, run_name, tags)
+    return _child_tracker(git, client, run, tags, 0, patience)
+
+
+def _child_tags(git: GitState | None, parent: Run) -> dict[str, str]:
+    return {_PARENT: parent.info.run_id, **_git_tags(git)}
+
+
+def _child_tracker(
+    git: GitState | None, client: MlflowClient, run: Run, tags: Mapping[str, str], attempt: int, patience: float
+) -> MLflowTracker:
     try:
         child = MLflowTracker(
-            parent.client,
+            client,
             run,
             stage=tags["bertdyn.stage"],
             resumed=bool(attempt),
             open_child=partial(_open_child, git),
             resources=False,  # the same machine's: the parent records them
-            patience=parent.patience,
+            patience=patience,
         )
         _record_origin(child, tags, git, attempt, child.publish)
     except BaseException as error:
-        _end_quietly(parent.client, run.info.run_id, run_status(error))
+        _end_quietly(client, run.info.run_id, run_status(error))
         raise
     return child
 
@@ -173,11 +228,11 @@ def _check_stage(run: Run, stage: str) -> None:
         )
 
 
-def _point_launcher(client: MlflowClient, launcher: str, run: Run, stage: str) -> None:
+def _point_launcher(client: MlflowClient, launcher: str, run: Run, stage: str, what: str = "This run resumed") -> None:
     link = run_link(run.info.run_id, run.info.experiment_id)
     client.set_tag(launcher, "bertdyn.resumed_run_id", run.info.run_id)
     client.set_tag(launcher, "bertdyn.stage", f"{stage}-launcher")
-    client.set_tag(launcher, "mlflow.note.content", f"This run resumed {link}; the results are there.")
+    client.set_tag(launcher, "mlflow.note.content", f"{what} {link}; the results are there.")
 
 
 def _end_quietly(client: MlflowClient, run_id: str, status: str) -> None:

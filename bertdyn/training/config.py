@@ -29,6 +29,11 @@ class TrainingConfig:
     optimizer: str = HfArg(default="adamw", help="adamw, or sgd (with --momentum).")
     learning_rate: float = HfArg(default=5e-5, help="The peak learning rate.")
     weight_decay: float = HfArg(default=0.01, help="Decoupled decay of all weights but biases and LayerNorms.")
+    layerwise_lr_decay: float = HfArg(
+        default=1.0,
+        help="The learning rate of a layer is this times that of the layer above it, the head having --learning_rate "
+        "(ELECTRA takes 0.8); 1: all alike.",
+    )
     momentum: float = HfArg(default=0.9, help="Momentum of sgd.")
     lr_scheduler_type: str = HfArg(default="linear", help="linear, cosine or constant, after the warm-up.")
     warmup_ratio: float = HfArg(default=0.1, help="Share of all updates in which the learning rate rises from 0.")
@@ -88,6 +93,8 @@ class TrainingConfig:
                 raise InputError(f"--{name} {getattr(self, name)}: accepted are values from {least}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning_rate {self.learning_rate}: accepted are finite values above 0")
+        if not 0 < self.layerwise_lr_decay <= 1:
+            raise InputError(f"--layerwise_lr_decay {self.layerwise_lr_decay}: accepted are values above 0, at most 1")
         if self.seed >= 2**32:
             raise InputError(f"--seed {self.seed}: accepted are values below 2**32")
         if not 0 <= self.warmup_ratio <= 1:

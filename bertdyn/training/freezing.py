@@ -54,6 +54,20 @@ class FreezeSchedule:
         return self.embeddings or self.layers > 0
 
 
+def training_cost(schedule: FreezeSchedule, depth: int, num_epochs: int) -> float:
+    """FLOPs of the encoder's layers over a training, as a share of those with nothing frozen.
+
+    Forward, backward to a layer's inputs and backward to its weights cost about the same. A frozen layer has no
+    backward to its weights, and none to its inputs where nothing below it learns.
+    """
+    cost = 0
+    for epoch in range(1, num_epochs + 1):
+        frozen = schedule.frozen(epoch)
+        passed_through = 0 if frozen.embeddings else frozen.layers
+        cost += 3 * (depth - frozen.layers) + 2 * passed_through + (frozen.layers - passed_through)
+    return cost / (3 * depth * num_epochs)
+
+
 def make_schedule(model: PreTrainedModel, layers: int, embeddings: bool, epochs: int, gradual: bool) -> FreezeSchedule:
     """A schedule that fits `model`; `layers` -1 means all of them.
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
+from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
 from entrypoints.main import MainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,8 @@ CONFIGS = {
     "probe": ProbeConfig,
     "sae": SaeConfig,
     "prune": PruneConfig,
+    "sweep-pruning": SweepPruningConfig,
+    "sweep-freezing": SweepFreezingConfig,
 }
 
 

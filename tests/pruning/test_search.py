@@ -19,7 +19,7 @@ from bertdyn.pruning.config import CRITERIA, PruningConfig
 from bertdyn.pruning.cost import flop_costs, parameter_costs
 from bertdyn.pruning.plan import identity
 from bertdyn.pruning.scores import Evidence, comparable, unit_scores
-from bertdyn.pruning.search import Calibration, apply, search
+from bertdyn.pruning.search import Calibration, apply, look, search
 from bertdyn.pruning.shape import Site, projection, shape_of
 from bertdyn.pruning.statistics import gate_gradients, input_moments
 from bertdyn.pruning.surgery import prune
@@ -156,8 +156,8 @@ def test_compensation_by_block_is_nearer_than_the_same_everywhere(dense):
     moments = input_moments(dense, looked.fit, covariance=True)
     for seed in range(3):
         plan = random_plan(shape_of(dense), seed)
-        found = apply(dense, looked, plan, compensation="auto")
-        uniform = [apply(dense, looked, plan, compensation=method) for method in METHODS]
+        found = apply(look(dense, looked, "auto"), plan, compensation="auto")
+        uniform = [apply(look(dense, looked, method), plan, compensation=method) for method in METHODS]
         assert found.kl <= min(one.kl for one in uniform)
         assert found.kl == looked.referee.kl(found.model)
         better += found.kl < min(one.kl for one in uniform)

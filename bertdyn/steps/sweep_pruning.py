@@ -1,0 +1,374 @@
+"""A sweep over pruning thresholds: plan → surgery → validation (→ short recovery), trial after trial.
+
+Model, tokens, calibration statistics and the dense model's answers are there once a worker. System 4 loaded,
+tokenised and tracked anew for every list of thresholds.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from accelerate.utils import set_seed
+from optuna import Study, Trial
+from transformers import PreTrainedModel
+
+from bertdyn.data.batching import make_batches
+from bertdyn.errors import InputError
+from bertdyn.models.loading import load_config
+from bertdyn.models.parts import PARTS, family_of
+from bertdyn.models.unpadded import is_unpadded
+from bertdyn.pruning.agreement import Agreement, Referee
+from bertdyn.pruning.budget import by_budget
+from bertdyn.pruning.config import COMPENSATIONS, CRITERIA
+from bertdyn.pruning.cost import Costs, flop_costs, latency_costs, parameter_costs
+from bertdyn.pruning.latency_table import latency_table
+from bertdyn.pruning.plan import Plan
+from bertdyn.pruning.scores import comparable
+from bertdyn.pruning.search import Looked, apply, cut, look
+from bertdyn.pruning.shape import shape_of
+from bertdyn.pruning.targets import plan_maker
+from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.preparation import Texts, make_accelerator, without_padding
+from bertdyn.steps.prune_source import calibrate, check_prunable, load_dense, open_source
+from bertdyn.steps.recovery import Recovery, recover
+from bertdyn.steps.sources import find_states, with_source_data, within_source_limits
+from bertdyn.steps.sweep_config import SweepPruningConfig
+from bertdyn.sweeping.space import Number, PerLayer, Space, Words, read_space
+from bertdyn.sweeping.studies import Direction
+from bertdyn.tasks.task import Task
+from bertdyn.tracking.locations import resolve_model
+from bertdyn.tracking.tracker import Tracker
+from bertdyn.training.loop import AtEpochEnd, Progress
+
+LATENCY = "bertdyn.latency_table"
+"""Attribute of a study: what was measured where it was begun, so that all machines count with the same."""
+OWN_CRITERIA = tuple(name for name in CRITERIA if name != "auto")
+UNIFORM = (0.1, 0.25, 0.5, 0.75)
+SYSTEM_4 = {
+    # The shape that its README gives for four layers: heads 8 8 6 1 of 8, neurons 2048 2048 193 83 of 2048.
+    "System 4, published": ([0, 0, 0.25, 0.875], [0, 0, 0.906, 0.959]),
+    # Its lists were early- and late-heavy, linear and exponential in depth, here as quantiles.
+    "System 4, late-heavy": ([0, 0.1, 0.3, 0.5], [0, 0.2, 0.5, 0.8]),
+    "System 4, early-heavy": ([0.5, 0.3, 0.1, 0], [0.8, 0.5, 0.2, 0]),
+    "System 4, linear": ([0.125, 0.25, 0.375, 0.5], [0.2, 0.4, 0.6, 0.8]),
+    "System 4, exponential": ([0.0625, 0.125, 0.25, 0.5], [0.1, 0.2, 0.4, 0.8]),
+}
+
+
+def space_of(config: SweepPruningConfig) -> Space:
+    """The space of the options, for the layers of the model that is pruned.
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or the space does not fit it.
+    """
+    if config.source_run_id:
+        [state] = find_states(config.source_run_id, config.state, flag="state")
+        location = state.location
+    else:
+        location = resolve_model(str(config.model_name_or_path))
+    model = load_config(location, trust_remote_code=config.trust_remote_code)
+    check_prunable(model)
+    family = family_of(model)
+    if family not in PARTS:
+        raise InputError(f"model family {family!r} cannot be pruned: accepted are {', '.join(sorted(PARTS))}")
+    layers = len(PARTS[family].layers(model))
+    quantile = config.threshold_kind == "quantile"
+    each = Number(0, 1) if quantile else Number(-np.inf, np.inf)
+    criteria = tuple(name for name in OWN_CRITERIA if name != "state_change" or config.source_run_id)
+    space = read_space(
+        config.space_path,
+        config.space_overrides,
+        {
+            "attention_thresholds": PerLayer(each, layers),
+            "ffn_thresholds": PerLayer(each, layers),
+            "criterion": Words(criteria),
+            "compensation": Words(COMPENSATIONS),
+        },
+    )
+    if not quantile and len(space.choices("criterion")) > 1:
+        raise InputError("--threshold_kind absolute: scores of several criteria share no scale; fix the criterion")
+    space.check_free(config, ("criterion", "compensation"))
+    return space
+
+
+def directions(config: SweepPruningConfig) -> list[Direction]:
+    """Of the values of a trial."""
+    if config.objective == "pareto":
+        return ["minimize", "minimize"]
+    return ["minimize" if config.score == "kl" else "maximize"]
+
+
+def value_names(config: SweepPruningConfig) -> list[str]:
+    """What the values of a trial are."""
+    return ["kl", config.budget_of] if config.objective == "pareto" else [config.score]
+
+
+SHARED = (
+    "source_run_id", "state", "model_name_or_path", "dataset", "data_dir", "max_train_samples",
+    "max_validation_samples", "max_length", "objective", "score", "budget_of", "cost_length", "cost_batch_size",
+    "threshold_kind", "round_to", "allow_empty", "criterion", "compensation", "calibration_examples",
+    "calibration_min_length", "calibration_seed", "trial_epochs", "trial_train_samples", "learning_rate",
+    "distillation",
+)  # fmt: skip
+
+
+def setup(config: SweepPruningConfig) -> dict[str, Any]:
+    """What all trials of a study share."""
+    shared = {name: getattr(config, name) for name in SHARED}
+    return shared | ({"budget": config.limit} if config.objective == "constrained" else {})
+
+
+def first_trials(config: SweepPruningConfig, space: Space) -> dict[str, dict[str, Any]]:
+    """What a person would try first: nothing pruned, all layers alike, System 4's lists (as quantiles)."""
+    if config.threshold_kind != "quantile":
+        return {}
+    wanted = {"unpruned": ([0.0], [0.0])}
+    wanted |= {f"uniform {share:g}": ([share], [share]) for share in UNIFORM}
+    found: dict[str, dict[str, Any]] = {}
+    for origin, (attention, ffn) in (wanted | SYSTEM_4).items():
+        words: dict[str, str] = {name: space.choices(name)[0] for name in ("criterion", "compensation") if name in space.free}
+        if origin in SYSTEM_4:
+            theirs = {"criterion": "activation_change", "compensation": "none"}
+            words |= {name: word for name, word in theirs.items() if word in space.choices(name)}
+        params = space.scatter({"attention_thresholds": attention, "ffn_thresholds": ffn} | words)
+        if params is not None and params not in found.values():
+            found[origin] = params
+    return found
+
+
+class PartScorer:
+    """Scores models on one part, beside the dense one."""
+
+    def __init__(self, part: str, config: PruneConfig, texts: Texts, task: Task, dense: PreTrainedModel) -> None:
+        self.part, self.task, self.accelerator = part, task, make_accelerator(config.mixed_precision)
+        loader = make_batches(
+            texts.tokens[part],
+            texts.tokenizer,
+            config.per_device_eval_batch_size,
+            shuffle=False,
+            token_rows=is_unpadded(dense),
+        )
+        self.referee = Referee(dense, list(loader), task)
+        self.loader = self.accelerator.prepare(loader)
+
+    def look(self, model: PreTrainedModel, **options: Any) -> tuple[dict[str, float], Agreement]:
+        """The task's metrics with kl and agreement, and the agreement of each text, from one pass."""
+        predictions, agreement = self.referee.scored(self.accelerator, model, self.loader, self.part)
+        metrics = self.task.metrics(predictions, self.part, **options)
+        return metrics | {"kl": float(agreement.kl.mean()), "agreement": float(agreement.same.mean())}, agreement
+
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+        return self.look(model)[0]
+
+
+class Cut(NamedTuple):
+    """One pruned model."""
+
+    model: PreTrainedModel
+    plan: Plan
+    cost: float
+    """Share of the dense encoder's, of what `--budget_of` names."""
+
+
+class PruningTrials:
+    """Everything that the trials of one worker share.
+
+    Parameters
+    ----------
+    table
+        The study's latency table, where the cost is latency.
+    """
+
+    def __init__(self, config: SweepPruningConfig, space: Space, table: dict[str, Any] | None = None) -> None:
+        self.config, self.space = config, space
+        criteria = space.choices("criterion") or (config.criterion,)
+        needs_reference = {"criterion": "state_change"} if "state_change" in criteria else {}
+        self.base = within_source_limits(with_source_data(config.pruning(**needs_reference)))
+        self.source = open_source(self.base)
+        set_seed(config.seed)
+        self.dense = load_dense(self.base, self.source)
+        self.shape = shape_of(self.dense)
+        self.calibration = calibrate(self.base, self.source, self.dense)
+        # Statistics need the padding computed, everything else is faster without.
+        self.teacher = without_padding(load_dense(self.base, self.source), self.base)
+        self.costs = self._costs(table)
+        self._looked: dict[bool, Looked] = {}
+
+    def _costs(self, table: dict[str, Any] | None) -> Costs:
+        if self.config.budget_of == "latency":
+            assert table is not None
+            tables = {
+                kind: {int(units): seconds for units, seconds in of.items()} for kind, of in table["tables"].items()
+            }
+            return latency_costs(table["fixed"], tables)
+        if self.config.budget_of == "parameters":
+            return parameter_costs(self.shape)
+        return flop_costs(self.shape, length=self.config.cost_length)
+
+    @cached_property
+    def validation(self) -> PartScorer:
+        """The part that trials are compared on."""
+        return PartScorer("validation", self.base, self.source.texts, self.source.task, self.teacher)
+
+    @cached_property
+    def recovery_texts(self) -> Texts:
+        """The texts with as many training examples as a trial may use."""
+        texts, wanted = self.source.texts, self.config.trial_train_samples
+        if wanted is None or wanted >= len(texts.tokens["train"]):
+            return texts
+        tokens = copy.copy(texts.tokens)
+        tokens["train"] = tokens["train"].shuffle(seed=self.config.seed).select(range(wanted))
+        return texts._replace(tokens=tokens)
+
+    def settings(self, chosen: dict[str, Any]) -> PruneConfig:
+        """The options of one pruning with these choices; blocks that nothing is said of stay whole."""
+        whole = dict.fromkeys(("attention_thresholds", "ffn_thresholds"), "0")
+        named = {"criterion": self.config.criterion, "compensation": self.config.compensation}
+        return dataclasses.replace(self.base, **whole | named | as_options(chosen))
+
+    def looked(self, compensation: str) -> Looked:
+        """The statistics of the dense model, of all compensations of one kind."""
+        centred = compensation != "none"
+        if centred not in self._looked:
+            known = {compensation, *self.space.choices("compensation")}
+            most = "least_squares" if known & {"least_squares", "auto"} and centred else compensation
+            self._looked[centred] = look(self.dense, self.calibration, most)
+        return self._looked[centred]
+
+    def cut(self, settings: PruneConfig) -> Cut:
+        """Plan and surgery by thresholds."""
+        scores = self.looked(settings.compensation).scores(settings.criterion)
+        plan = plan_maker(settings, self.shape, self.costs)(self.shape, scores, settings.criterion, 1.0)
+        return self.cut_by(plan, settings)
+
+    def cut_by(self, plan: Plan, settings: PruneConfig) -> Cut:
+        """Surgery by a plan."""
+        looked = self.looked(settings.compensation)
+        if settings.compensation == "auto":
+            model = apply(looked, plan, compensation="auto").model
+        else:
+            model = cut(looked, plan, settings.compensation)
+        return Cut(without_padding(model, settings), plan, self.cost(plan))
+
+    def cost(self, plan: Plan) -> float:
+        """Share of the dense encoder's cost."""
+        return self.costs.of(plan.result) / self.costs.of(self.shape)
+
+    def uniform_within(self, cost: float, settings: PruneConfig) -> Plan:
+        """The plan of the lowest uniform threshold (of all layers, heads and neurons alike) that costs at most so much.
+
+        Raises
+        ------
+        ValueError
+            If none does.
+        """
+        scores = self.looked(settings.compensation).scores(settings.criterion)
+        low, high, found = 0.0, 1.0, None
+        for _ in range(20):
+            middle = (low + high) / 2
+            each = dataclasses.replace(
+                settings, attention_thresholds=str(middle), ffn_thresholds=str(middle), threshold_kind="quantile"
+            )
+            plan = plan_maker(each, self.shape, self.costs)(self.shape, scores, each.criterion, 1.0)
+            if self.cost(plan) <= cost:
+                high, found = middle, plan
+            else:
+                low = middle
+        if found is None:
+            raise ValueError(f"no uniform threshold costs at most {cost}")
+        return found
+
+    def divided_within(self, cost: float, settings: PruneConfig) -> Plan:
+        """The plan that `prune --budget` makes of this cost and criterion: exact, without trials."""
+        scores = self.looked(settings.compensation).scores(settings.criterion)
+        options = {"allow_empty": settings.allow_empty, "round_to": settings.round_to}
+        return by_budget(self.shape, comparable(scores, settings.criterion), self.costs, cost, **options)  # type: ignore[arg-type]
+
+    def __call__(self, trial: Trial, tracker: Tracker) -> float | tuple[float, ...]:
+        chosen = self.space.suggest(trial)
+        tracker.log_config(trial.params)
+        settings = self.settings(chosen)
+        made = self.cut(settings)
+        made.plan.save(tracker.folder / "plan.json")
+        tracker.publish("plan.json")
+        costs = {f"cost/{self.config.budget_of}": made.cost}
+        if self.config.budget_of != "parameters":
+            whole = parameter_costs(self.shape)
+            costs["cost/parameters"] = whole.of(made.plan.result) / whole.of(self.shape)
+        tracker.log_metrics(costs, 0)
+        note(trial, cost=made.cost, parameters=costs["cost/parameters"])
+        limit = self.config.limit if self.config.objective == "constrained" else None
+        if limit is not None:
+            trial.set_constraint("cost", made.cost - limit)
+        infeasible = limit is not None and made.cost > limit
+        if self.config.trial_epochs and not infeasible:
+            metrics = self.recover(trial, tracker, made.model, settings)
+        else:
+            metrics = self.validation(made.model)
+            tracker.log_metrics({f"eval/{name}": value for name, value in metrics.items()}, 0)
+        note(trial, **{name: metrics[name] for name in ("kl", "agreement", "accuracy", "f1") if name in metrics})
+        return (metrics["kl"], made.cost) if self.config.objective == "pareto" else self.value(metrics)
+
+    def value(self, metrics: dict[str, float]) -> float:
+        """What a constrained study is about."""
+        if self.config.score == "kl":
+            return metrics["kl"]
+        return metrics["accuracy"] if "accuracy" in metrics else metrics["f1"]
+
+    def recover(
+        self, trial: Trial, tracker: Tracker, model: PreTrainedModel, settings: PruneConfig
+    ) -> dict[str, float]:
+        """The metrics of the best epoch of a short training; raises `TrialPruned` where it does not promise.
+
+        Only trials within the limit report: those above it would set a standard that no other can reach.
+        """
+        config = dataclasses.replace(settings, num_train_epochs=self.config.trial_epochs or 0, seed=self.config.seed)
+        recovery = Recovery(config, self.recovery_texts, self.source.task, self.teacher)
+        epochs: list[dict[str, float]] = []
+
+        def report(progress: Progress) -> None:
+            epochs.append({name.removeprefix("eval/"): value for name, value in progress.metrics.items()})
+            if self.config.objective == "constrained":
+                trial.report(self.value(epochs[-1]), progress.epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned(f"after epoch {progress.epoch}")
+
+        recover(recovery, model, tracker, keep_checkpoints=False, score=self.validation, listeners=[AtEpochEnd(report)])
+        best = min if self.config.score == "kl" else max
+        return best(epochs[1:], key=self.value)
+
+
+def objective(config: SweepPruningConfig, space: Space, study: Study) -> PruningTrials:
+    """What a worker keeps between its trials."""
+    return PruningTrials(config, space, study.user_attrs.get(LATENCY))
+
+
+def prepare(config: SweepPruningConfig, study: Study) -> None:
+    """What is measured once, where a study is begun."""
+    if config.budget_of == "latency" and LATENCY not in study.user_attrs:
+        base = within_source_limits(with_source_data(config.pruning()))
+        dense = load_dense(base, open_source(base))
+        table = latency_table(dense, config.cost_batch_size, config.cost_length)
+        study.set_user_attr(LATENCY, table._asdict())
+
+
+def as_options(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Choices as the options of a pruning write them."""
+    return {name: _list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in chosen.items()}  # fmt: skip
+
+
+def _list(values: Sequence[float]) -> str:
+    return ",".join(repr(float(number)) for number in values)
+
+
+def note(trial: Trial, **values: float) -> None:
+    """Keep numbers with a trial, beside its values."""
+    for name, value in values.items():
+        trial.set_user_attr(name, float(value))

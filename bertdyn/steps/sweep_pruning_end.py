@@ -1,0 +1,232 @@
+"""The end of a sweep over pruning thresholds: the winner, what stands beside it, and its training in full."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from bertdyn.errors import InputError
+from bertdyn.geometry.intervals import bootstrap_ratio
+from bertdyn.plots.sweeps import pareto
+from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.prune import prune
+from bertdyn.steps.prune_report import difference_lines
+from bertdyn.steps.prune_seeds import paired_differences
+from bertdyn.steps.prune_seeds import report as seeds_report
+from bertdyn.steps.sources import label_of, tags_of
+from bertdyn.steps.sweep_config import SweepPruningConfig, seeds_of
+from bertdyn.steps.sweep_pruning import LATENCY, PartScorer, PruningTrials, value_names
+from bertdyn.steps.sweep_report import chosen_lines, importance_line, record_trials, trial_lines
+from bertdyn.sweeping import studies
+from bertdyn.sweeping.outcome import complete, front, knee
+from bertdyn.sweeping.space import Space
+from bertdyn.tracking.tracker import Tracker
+
+NAMES = {
+    "winner": "the winner",
+    "uniform": "one threshold for all layers",
+    "divided": "the same cost, divided exactly (`prune --budget`)",
+}
+
+
+def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tracker) -> str:
+    """Record the trials, compare the winner, train it, report.
+
+    Raises
+    ------
+    InputError
+        If no trial keeps within the budget.
+    """
+    label, values = label_of(config), value_names(config)
+    table = record_trials(study, values, config.score == "score", label, tracker)
+    winner, why = choose(config, study)
+    trials = PruningTrials(config, space, study.user_attrs.get(LATENCY))
+    settings = trials.settings(space.gather(winner.params))
+    references = compare(trials, settings)
+    tracker.log_table(references, "references")
+    best = front_of(config, study)
+    shown = table.assign(cost=table["attr/cost"], kl=table["attr/kl"])
+    tracker.log_table(shown[shown["number"].isin([trial.number for trial in best])], "pareto")
+    numbers = [trial.number for trial in best]
+    figure = pareto(shown, numbers, references, config.budget_of, f"What can be had at which cost: {label}")
+    tracker.log_figure(figure, "pareto")
+    del trials  # the winner's training loads its own
+    lines, metrics = train_winner(config, settings, winner, tracker)
+    done = studies.finished(study)
+    tracker.log_metrics(metrics | winner_metrics(winner, references), done)
+    tracker.set_tags({"optuna.best_trial": str(winner.number), "best_run_id": winner.user_attrs[studies.RUN] or ""})
+    summary = "\n".join(
+        [
+            f"## Sweep over pruning thresholds: {label}",
+            "",
+            *trial_lines(table, study, config),
+            f"### The winner: {why}",
+            "",
+            *chosen_lines(winner),
+            *reference_lines(references, config.budget_of),
+            "### Trained in full",
+            "",
+            *lines,
+            "",
+            "### What matters",
+            "",
+            *importance_line(study, values),
+            "Figures (artifacts, `figures/`): pareto, history, parallel_coordinates, importances. Tables: trials, "
+            "pareto, references, importances (parquet).",
+        ]
+    )
+    tracker.note(summary)
+    return summary
+
+
+def front_of(config: SweepPruningConfig, study: Study) -> list[FrozenTrial]:
+    """The trials with the lowest KL at their cost; of a constrained study by what it noted."""
+    if config.objective == "pareto":
+        return front(study)
+    found: list[FrozenTrial] = []
+    for trial in sorted(complete(study), key=lambda t: (t.user_attrs["cost"], t.user_attrs["kl"], t.number)):
+        if not found or trial.user_attrs["kl"] < found[-1].user_attrs["kl"]:
+            found.append(trial)
+    return found
+
+
+def choose(config: SweepPruningConfig, study: Study) -> tuple[FrozenTrial, str]:
+    """The trial to train in full, and why it.
+
+    Raises
+    ------
+    InputError
+        If none keeps within the budget.
+    """
+    limit, within = config.limit, complete(study)
+    if limit is not None:
+        within = [trial for trial in within if trial.user_attrs["cost"] <= limit]
+        if not within:
+            raise InputError(
+                f"--budget {limit}: no trial costs so little; accepted are larger budgets, more trials, or a space "
+                "with higher thresholds"
+            )
+    if config.objective == "constrained":
+        best = min if config.score == "kl" else max
+        found = best(within, key=lambda trial: trial.values[0])
+        return found, f"the best {config.score} on validation within {limit:g} of the {config.budget_of}"
+    if limit is not None:
+        found = min(within, key=lambda trial: trial.values[0])
+        return found, f"the lowest KL on validation within {limit:g} of the {config.budget_of}"
+    best_of = front(study)
+    found = best_of[knee(np.array([trial.values[::-1] for trial in best_of]))]
+    return found, "the knee of the front, the point farthest from the line between its ends"
+
+
+def compare(trials: PruningTrials, settings: PruneConfig) -> pd.DataFrame:
+    """The winner beside other plans of at most its cost, after surgery, on validation and test.
+
+    Returns
+    -------
+    table
+        name; part; cost; kl with its interval; agreement; the task's metrics; kl_minus_winner with its interval over
+        texts, which are paired.
+    """
+    winner = trials.cut(settings)
+    models = {"winner": winner}
+    models["uniform"] = trials.cut_by(trials.uniform_within(winner.cost, settings), settings)
+    models["divided"] = trials.cut_by(trials.divided_within(winner.cost, settings), settings)
+    rows: list[dict[str, Any]] = []
+    thresholds: dict[str, dict[str, float]] = {}
+    for part in ("validation", "test"):
+        scorer = trials.validation
+        if part == "test":
+            scorer = PartScorer(part, trials.base, trials.source.texts, trials.source.task, trials.teacher)
+        base: np.ndarray | None = None
+        for name, made in models.items():
+            metrics, agreement = scorer.look(made.model, **thresholds.get(name, {}))
+            if "null_threshold" in metrics:  # that of validation holds for test
+                thresholds[name] = {"threshold": metrics["null_threshold"]}
+            base = agreement.kl if base is None else base
+            row = {"name": name, "part": part, "cost": made.cost, **metrics}
+            for column, found in (("kl", agreement.kl), ("kl_minus_winner", agreement.kl - base)):
+                low, high = bootstrap_ratio(found, np.ones(len(found)), seed=trials.config.seed)
+                row |= {column: float(found.mean()), f"{column}_low": float(low), f"{column}_high": float(high)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def train_winner(
+    config: SweepPruningConfig, settings: PruneConfig, winner: FrozenTrial, tracker: Tracker
+) -> tuple[list[str], dict[str, float]]:
+    """Prune by the winner's thresholds and train in full, with every seed and beside its controls: lines, metrics."""
+    tables, links, seeds, differences = [], {}, seeds_of(config.seeds), pd.DataFrame()
+    for seed in seeds:
+        own = dataclasses.replace(
+            settings,
+            seed=seed,
+            calibration_seed=settings.calibration_seed + seed,
+            register_as=config.register_as if seed == seeds[0] else None,
+        )
+        with tracker.child(f"winner-{winner.number:04d}-s{seed}", tags_of(own) | {"bertdyn.stage": "prune"}) as child:
+            tables.append(prune(own, child).scores.assign(seed=seed))
+            links[seed] = child.link()
+            differences = pd.read_parquet(child.fetch("differences.parquet"))
+    table = pd.concat(tables, ignore_index=True)
+    tracker.log_table(table, "winner_scores")
+    score = "accuracy" if "accuracy" in table else "f1"
+    last = "recovery" if settings.recover else "surgery"
+    test = table[(table["model"] == "pruned") & (table["stage"] == last) & (table["part"] == "test")]
+    metrics = {f"test/{score}": float(test[score].mean()), "test/kl": float(test["kl"].mean())}
+    if len(seeds) > 1:
+        differences = paired_differences(table)
+        told = dataclasses.replace(settings, seeds=config.seeds, register_as=None)
+        lines = seeds_report(told, table, differences, links).splitlines()[2:]
+    else:
+        differences = differences[differences["part"] == "test"]
+        lines = [f"One seed, {links[seeds[0]]}: test {score} {test[score].mean():.4f}.", ""]
+        lines += difference_lines(differences)
+    for row in differences[differences["stage"] == last].to_dict("records"):
+        for end in ("", "_low", "_high"):
+            metrics[f"test/{score}_minus_{row['other']}{end}"] = row[f"difference{end}"]
+    return lines, metrics
+
+
+def winner_metrics(winner: FrozenTrial, references: pd.DataFrame) -> dict[str, float]:
+    """The winner's numbers, and those of the plans beside it, for comparing sweeps in MLflow."""
+    found = {"best/cost": winner.user_attrs["cost"], "best/kl": winner.user_attrs["kl"]}
+    for row in references.to_dict("records"):
+        found[f"{row['part']}_after_surgery/kl_{row['name']}"] = row["kl"]
+    return found
+
+
+def reference_lines(references: pd.DataFrame, cost: str) -> list[str]:
+    """The comparison after surgery as a Markdown table and a sentence on what held on the test part."""
+    score = "accuracy" if "accuracy" in references else "f1"
+    lines = [
+        f"After surgery, before any training; all with the winner's criterion and compensation, at most its {cost}:",
+        "",
+        f"| | {cost} | KL, validation | KL, test | less the winner's, test, 95 % (paired texts) | {score}, test |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, words in NAMES.items():
+        of = references[references["name"] == name].set_index("part")
+        test, validation = of.loc["test"], of.loc["validation"]
+        paired = ""
+        if name != "winner":
+            low, high = test["kl_minus_winner_low"], test["kl_minus_winner_high"]
+            paired = f"{test['kl_minus_winner']:+.4f} ({low:+.4f} to {high:+.4f})"
+        lines.append(
+            f"| {words} | {test['cost']:.3f} | {validation['kl']:.4f} | {test['kl']:.4f} "
+            f"({test['kl_low']:.4f} – {test['kl_high']:.4f}) | {paired} | {test[score]:.4f} |"
+        )
+    return [*lines, "", *(_verdict(references, name) for name in ("uniform", "divided")), ""]
+
+
+def _verdict(references: pd.DataFrame, name: str) -> str:
+    of = references[(references["name"] == name) & (references["part"] == "test")].iloc[0]
+    if of["kl_minus_winner_low"] > 0:
+        said = "the winner is nearer to the dense model on the test part"
+    elif of["kl_minus_winner_high"] < 0:
+        said = "it is nearer to the dense model on the test part than the winner"
+    else:
+        said = "the test part cannot tell it and the winner apart"
+    return f"- {NAMES[name]}: {said}."

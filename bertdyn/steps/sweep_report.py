@@ -1,0 +1,91 @@
+"""What every sweep leaves behind: its trials as a table, figures over them, and lines of a report."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from bertdyn.plots.sweeps import history, importance, parallel_coordinates
+from bertdyn.sweeping.outcome import importances, trials_table
+from bertdyn.sweeping.storage import without_password
+from bertdyn.tracking.tracker import Tracker
+
+COUNTED = {"complete": "came to their end", "pruned": "stopped early", "fail": "failed", "running": "still going"}
+LABELS = {
+    "kl": "KL(dense ‖ pruned) on validation, nats",
+    "score": "score on validation",
+    "loss": "lowest validation loss of an epoch",
+    "flops": "encoder FLOPs, share",
+    "parameters": "encoder parameters, share",
+    "latency": "encoder latency, share",
+}
+
+
+def record_trials(
+    study: Study, values: Sequence[str], higher_is_better: bool, title: str, tracker: Tracker
+) -> pd.DataFrame:
+    """Write trials and importances with their figures; return the trials.
+
+    Parameters
+    ----------
+    values
+        Of a trial, the first the main one.
+    """
+    table = trials_table(study, values)
+    tracker.log_table(table, "trials")
+    main, label = values[0], LABELS[values[0]]
+    tracker.log_figure(history(table, main, higher_is_better, label, f"Trials: {title}"), "history")
+    done = table[table["state"] == "complete"]
+    if any(done[name].nunique() > 1 for name in done if name.startswith("param/")):
+        figure = parallel_coordinates(table, main, higher_is_better, label, f"What trials chose: {title}")
+        tracker.log_figure(figure, "parallel_coordinates")
+    found = importances(study, values)
+    if len(found):
+        tracker.log_table(found, "importances")
+        tracker.log_figure(importance(found, f"What matters: {title}"), "importances")
+    best = np.inf
+    for row in done[done["feasible"]].sort_values("number").to_dict("records"):
+        best = min(best, -row[main] if higher_is_better else row[main])
+        tracker.log_metrics({f"sweep/best_{main}": -best if higher_is_better else best}, row["number"])
+    return table
+
+
+def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
+    """How many trials there were, by what, and where they are."""
+    counts = table["state"].value_counts()
+    said = ", ".join(f"{counts[state]} {words}" for state, words in COUNTED.items() if state in counts)
+    infeasible = int((~table.loc[table["state"] == "complete", "feasible"]).sum())
+    said += f"; {infeasible} of the first are above the budget" if infeasible else ""
+    again = int(table["retry_of"].notna().sum())
+    said += f"; {again} took the place of trials whose process died" if again else ""
+    return [
+        f"Study `{study.study_name}` in `{without_password(config.storage)}`: {len(table)} trials by {config.sampler} "
+        f"({said}). Each is a child run; `trials.parquet` lists them all.",
+        "",
+    ]
+
+
+def importance_line(study: Study, values: Sequence[str]) -> list[str]:
+    """The three parameters that matter most, for each value."""
+    found = importances(study, values)
+    lines = []
+    for name in values:
+        of = found[found["value"] == name].nlargest(3, "importance")
+        if len(of):
+            said = ", ".join(f"{row.parameter} {row.importance:.0%}" for row in of.itertuples())
+            lines.append(f"- {LABELS[name]}: {said}")
+    return ["Spread accounted for (PED-ANOVA):", "", *lines, ""] if lines else []
+
+
+def chosen_lines(trial: FrozenTrial) -> list[str]:
+    """What a trial chose, as a list."""
+    origin = trial.user_attrs.get("origin")
+    came = f"tried first as *{origin}*" if origin else "chosen by the sampler"
+    said = ", ".join(f"`{name}` {_shown(value)}" for name, value in trial.params.items())
+    return [f"Trial {trial.number} ({came}): {said}.", ""]
+
+
+def _shown(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

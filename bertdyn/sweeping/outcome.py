@@ -1,0 +1,107 @@
+"""What a study found, as tables and numbers."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from bertdyn.sweeping import studies
+
+
+def trials_table(study: Study, values: Sequence[str]) -> pd.DataFrame:
+    """One row a trial that was begun, in the order of their numbers.
+
+    Parameters
+    ----------
+    values
+        What to call the values of a trial.
+
+    Returns
+    -------
+    table
+        number; state; the values; feasible; origin (what it was queued as, else `sampler`); retry_of (the number of
+        the trial whose process died); run_id; seconds; param/…; attr/… of what else the objective noted.
+    """
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.WAITING:
+            continue
+        known = (studies.WORKER, studies.RUN, studies.ORIGIN)
+        history = studies.retried(trial)
+        row: dict[str, Any] = {"number": trial.number, "state": trial.state.name.lower()}
+        row |= dict(zip(values, trial.values or [np.nan] * len(values), strict=True))
+        row |= {
+            "feasible": is_feasible(trial),
+            "origin": trial.user_attrs.get(studies.ORIGIN, "sampler"),
+            "retry_of": history[-1] if history else None,
+            "run_id": trial.user_attrs.get(studies.RUN),
+            "seconds": trial.duration.total_seconds() if trial.duration else np.nan,
+        }
+        row |= {f"param/{name}": value for name, value in trial.params.items()}
+        row |= {f"attr/{name}": value for name, value in trial.user_attrs.items() if name not in known}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all constraints that it has."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def complete(study: Study) -> list[FrozenTrial]:
+    """The trials that came to their end and keep all constraints."""
+    return [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if is_feasible(trial)]
+
+
+def front(study: Study) -> list[FrozenTrial]:
+    """The trials of a study of two low values that no other one beats in both, by the second value; of equals one."""
+    best: list[FrozenTrial] = []
+    for trial in sorted(complete(study), key=lambda trial: (trial.values[1], trial.values[0], trial.number)):
+        if not best or trial.values[0] < best[-1].values[0]:
+            best.append(trial)
+    return best
+
+
+def knee(points: np.ndarray) -> int:
+    """Which point of a front bends it most: the farthest from the line between the ends, both axes scaled to 0..1.
+
+    Parameters
+    ----------
+    points
+        [points, 2], both low, in the order of the front. With fewer than three, the first.
+
+    Source: the knee of Satopää et al. 2011 ("Kneedle") without its smoothing.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    if len(points) < 3 or (high == low).any():
+        return 0
+    scaled = (points - low) / (high - low)
+    (x0, y0), (x1, y1) = scaled[0], scaled[-1]
+    below = (y1 - y0) * scaled[:, 0] - (x1 - x0) * scaled[:, 1] + x1 * y0 - y1 * x0
+    return int(np.argmax(np.abs(below)))
+
+
+def importances(study: Study, values: Sequence[str]) -> pd.DataFrame:
+    """How much of the spread of each value each parameter accounts for: value, parameter, importance (sum 1).
+
+    By Optuna's PED-ANOVA (Watanabe et al. 2023); empty where there are too few trials, or all are alike.
+    """
+    rows = []
+    for i, name in enumerate(values):
+
+        def one(trial: FrozenTrial, i: int = i) -> float:
+            return float(trial.values[i])
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = optuna.importance.get_param_importances(study, target=one)
+        except (ValueError, RuntimeError):
+            continue
+        rows += [{"value": name, "parameter": key, "importance": value} for key, value in found.items()]
+    return pd.DataFrame(rows, columns=["value", "parameter", "importance"])

@@ -1,0 +1,1 @@
+"""Optuna studies as commands, and what their trials choose from."""

@@ -1,0 +1,40 @@
+"""What both sweeps do around the study: lead it in a run, join it, or go on with it."""
+
+from typing import TYPE_CHECKING
+
+from entrypoints.command import open_tracker
+from entrypoints.fine_tune import see_it
+
+if TYPE_CHECKING:
+    from bertdyn.steps.sweep import Config
+
+
+def launch(name: str, config: "Config") -> None:
+    """Run the sweep called `pruning` or `freezing`, and say what came out and what can follow."""
+    from bertdyn.steps.sweep import find, join, lead
+    from bertdyn.steps.sweeps import SWEEPS
+    from bertdyn.sweeping import studies
+    from bertdyn.tracking.locations import require_source
+    from bertdyn.tracking.logged_models import check_register_as
+    from bertdyn.tracking.runs import point_launcher
+
+    sweep = SWEEPS[name]
+    if config.register_as:
+        check_register_as(config.register_as)
+    if source := getattr(config, "source_run_id", None):
+        from bertdyn.steps.sources import MODEL_STAGES
+
+        require_source(source, MODEL_STAGES)
+    space = sweep.space(config)
+    study = find(sweep, config, space)
+    parent = study.user_attrs[studies.PARENT] if study else None
+    if study and studies.led_by_another(study):
+        point_launcher(str(parent), sweep.stage)
+        print(join(sweep, config, space, study).summary)
+        return
+    run_name, tags = config.run_name or sweep.name(config), sweep.tags(config)
+    with open_tracker(sweep.stage, run_name=run_name, tags=tags, resume_run_id=parent) as tracker:
+        result = lead(sweep, config, space, tracker, study)
+    again = f"--storage {config.storage} --study_name {result.study_name}"
+    print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+    print(f"go on    the same command with {again} --n_trials {2 * config.n_trials}")
