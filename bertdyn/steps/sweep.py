@@ -92,8 +92,10 @@ def find(kind: Sweep, config: Config, space: Space) -> Study | None:
     Raises
     ------
     InputError
-        If the storage cannot be used, is MLflow's own, or the study is about something else.
+        If the sampler cannot sample the space; the storage cannot be used or is MLflow's own; or the study is about
+        something else.
     """
+    make_sampler(config.sampler, space, config.seed)  # a grid needs steps
     check_not_same(config.storage, mlflow.get_tracking_uri())
     storage = open_storage(config.storage)
     study = studies.find_study(storage, config.study_name) if config.study_name else None

@@ -132,7 +132,9 @@ def first_trials(config: SweepPruningConfig, space: Space) -> dict[str, dict[str
     wanted |= {f"uniform {share:g}": ([share], [share]) for share in UNIFORM}
     found: dict[str, dict[str, Any]] = {}
     for origin, (attention, ffn) in (wanted | SYSTEM_4).items():
-        words: dict[str, str] = {name: space.choices(name)[0] for name in ("criterion", "compensation") if name in space.free}
+        words: dict[str, str] = {
+            name: space.choices(name)[0] for name in ("criterion", "compensation") if name in space.free
+        }
         if origin in SYSTEM_4:
             theirs = {"criterion": "activation_change", "compensation": "none"}
             words |= {name: word for name, word in theirs.items() if word in space.choices(name)}
