@@ -21,6 +21,7 @@ import mlflow
 import optuna
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
@@ -29,8 +30,8 @@ from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.samplers import is_exhausted, make_pruner, make_sampler
 from bertdyn.sweeping.space import Space
-from bertdyn.sweeping.storage import check_not_same, is_shared, open_storage, without_password
-from bertdyn.sweeping.workers import WorkersFailed, is_orphan, prepare_worker, supervise
+from bertdyn.sweeping.storage import check_not_same, has_heartbeat, open_storage, without_password
+from bertdyn.sweeping.workers import WorkersFailed, is_orphan, prepare_worker, quiet, supervise
 from bertdyn.tracking.endings import SigtermRaises
 from bertdyn.tracking.runs import children_opener, end_abandoned
 from bertdyn.tracking.tracker import Tracker
@@ -38,6 +39,14 @@ from bertdyn.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 Config = SweepPruningConfig | SweepFreezingConfig
+NOT_SHARED = (
+    "n_trials", "workers", "study_name", "storage", "sampler", "pruner", "space", "space_overrides", "enqueue",
+    "seeds", "controls", "run_name", "register_as", "budget", "num_train_epochs", "recover", "resume_run_id",
+    "latency_shapes", "latency_rounds", "export_onnx", "keep_checkpoints", "checkpoint_dtype",
+    "log_spaced_checkpoints", "store_features", "store_attention",
+)  # fmt: skip
+"""Options that no trial's values depend on: commands that work on one study may differ in them. All others are fixed
+when a study is begun."""
 FAILURES_IN_A_ROW = 3
 """After so many failed trials one after the other, a worker gives up."""
 
@@ -60,8 +69,6 @@ class Sweep:
     space: Callable[[Any], Space]
     directions: Callable[[Any], list[studies.Direction]]
     """From the options: `minimize` or `maximize` for each value of a trial."""
-    setup: Callable[[Any], dict[str, Any]]
-    """From the options: what all trials of a study share, and who joins must share, too."""
     first_trials: Callable[[Any, Space], dict[str, dict[str, Any]]]
     """From options and space: name → params of the trials to begin with."""
     prepare: Callable[[Any, Study], None]
@@ -97,7 +104,7 @@ def find(kind: Sweep, config: Config, space: Space) -> Study | None:
     """
     make_sampler(config.sampler, space, config.seed)  # a grid needs steps
     check_not_same(config.storage, mlflow.get_tracking_uri())
-    storage = open_storage(config.storage)
+    storage = _open(config)
     study = studies.find_study(storage, config.study_name) if config.study_name else None
     if study is not None:
         studies.check_same(study, _setup(kind, config, space))
@@ -127,67 +134,59 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
     WorkersFailed
         If trials fail again and again.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if study is None:
-        storage = open_storage(config.storage)
+        storage = _open(config)
         name = config.study_name or f"{kind.stage}-{(tracker.run_id or Path(tracker.folder).name)[:8]}"
         study = studies.begin_study(storage, name, kind.directions(config), _setup(kind, config, space), tracker.run_id)
         if config.enqueue and config.sampler != "grid":
             for origin, params in kind.first_trials(config, space).items():
                 study.enqueue_trial(params, user_attrs={studies.ORIGIN: origin}, skip_if_exists=True)
-    studies.lead(study)
-    kind.prepare(config, study)
-    tracker.log_config(_shown(config, study.study_name))
-    tracker.set_tags({"optuna.study": study.study_name})
-    try:
+    with studies.beating(study, leads=True):
+        tracker.log_config(_shown(config, study.study_name))
+        tracker.set_tags({"optuna.study": study.study_name})
+        kind.prepare(config, study)
         _run(kind, config, space, study, _Parent(tracker.run_id, str(tracker.folder)), leads=True)
         summary = kind.conclude(config, space, study, tracker)
         studies.conclude(study)
-        return SweepResult(study.study_name, summary)
-    finally:
-        studies.resign(study)
+    return SweepResult(study.study_name, summary)
 
 
 def join(kind: Sweep, config: Config, space: Space, study: Study) -> SweepResult:
     """Work on a study that another process leads, until it has its trials; the report is that process's."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     run_id = study.user_attrs[studies.PARENT]
-    _run(kind, config, space, study, _Parent(run_id, ""), leads=False)
+    with studies.beating(study, leads=False):
+        _run(kind, config, space, study, _Parent(run_id, ""), leads=False)
     done = studies.finished(study)
     return SweepResult(study.study_name, f"joined study {study.study_name}: it has {done} trials now, in run {run_id}")
 
 
 def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Parent, *, leads: bool) -> None:
     """Workers until the study has its trials; trials of the dead are ended and queued anew."""
-    wanted, last_beat = config.n_trials, time.monotonic()
+    wanted, machines = config.n_trials, studies.Machines()
     bar = tqdm(total=wanted, initial=studies.finished(study), desc="trials", unit="trial", dynamic_ncols=True)
 
     def tick() -> None:
-        nonlocal last_beat
-        if leads and time.monotonic() - last_beat > studies.BEAT_SECONDS:
-            studies.lead(study)
-            last_beat = time.monotonic()
-        studies.bury(study, end_abandoned)
+        studies.bury(study, end_abandoned, machines.silent(study))
         bar.update(studies.finished(study) - bar.n)
 
     os.environ["TQDM_DISABLE"] = "1"  # of the workers: their bars would run through this one
     arguments = (kind, config, space, study.study_name, parent)
-    studies.bury(study, end_abandoned)
+    tick()
     study.sampler = make_sampler(config.sampler, space, config.seed)
     try:
-        while True:
+        while studies.finished(study) < wanted and not is_exhausted(study):
             before = studies.finished(study)
             try:
                 supervise(work, arguments, config.workers, tick)
             except WorkersFailed:
                 if studies.finished(study) < wanted:
                     raise
-            while studies.count(study, TrialState.RUNNING):  # those of other machines
+            while leads and studies.count(study, TrialState.RUNNING):  # those of other machines
                 time.sleep(1)
-                if is_shared(config.storage) and not config.storage.startswith("grpc"):
+                if has_heartbeat(config.storage):
                     optuna.storages.fail_stale_trials(study)
                 tick()
-            if studies.finished(study) >= wanted or is_exhausted(study) or not leads:
+            if not leads:
                 return
             if studies.finished(study) == before:
                 raise WorkersFailed(f"study {study.study_name}: no trial of this round came to an end")
@@ -200,9 +199,8 @@ def work(kind: Sweep, config: Config, space: Space, study_name: str, parent: _Pa
     """One worker process: everything that trials share once, then trial after trial."""
     SigtermRaises().install()
     prepare_worker(config.workers)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = open_storage(config.storage, partial(studies.retry, end_abandoned))
+        storage = _open(config)
         study = optuna.load_study(study_name=study_name, storage=storage, pruner=make_pruner(config.pruner))
         begun = sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         study.sampler = make_sampler(config.sampler, space, config.seed + begun + index)
@@ -263,6 +261,12 @@ def run_trial(
         return objective(trial, tracker)
 
 
+def _open(config: Config) -> BaseStorage:
+    """The storage; trials of a database whose processes give no sign of life are queued anew."""
+    quiet()
+    return open_storage(config.storage, partial(studies.retry, end_abandoned))
+
+
 def _folder(parent: str, name: str, tags: Mapping[str, str]) -> Tracker:
     tracker = Tracker(Path(parent) / "children" / name)
     tracker.set_tags(tags)
@@ -270,7 +274,10 @@ def _folder(parent: str, name: str, tags: Mapping[str, str]) -> Tracker:
 
 
 def _setup(kind: Sweep, config: Config, space: Space) -> dict[str, Any]:
-    return {"kind": kind.stage} | kind.setup(config) | {"space": space.to_dict()}
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SHARED}
+    options["trial_epochs"] = config.num_train_epochs if config.trial_epochs is None else config.trial_epochs
+    options["limit"] = config.limit if config.objective == "constrained" else None  # else it only picks the winner
+    return {"kind": kind.stage} | options | {"space": space.to_dict()}
 
 
 def _shown(config: Config, study_name: str) -> dict[str, Any]:

@@ -91,19 +91,6 @@ def value_names(config: SweepFreezingConfig) -> list[str]:
     return ["loss"]
 
 
-NOT_SHARED = (
-    "n_trials", "workers", "study_name", "storage", "sampler", "pruner", "space", "space_overrides", "enqueue", "seeds",
-    "controls", "run_name", "register_as", "resume_run_id", "store_features", "store_attention", "keep_checkpoints",
-    "checkpoint_dtype", "log_spaced_checkpoints", "budget",
-)  # fmt: skip
-
-
-def setup(config: SweepFreezingConfig) -> dict[str, Any]:
-    """What all trials of a study share."""
-    shared = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SHARED}
-    return shared | {"budget": config.limit}
-
-
 def first_trials(config: SweepFreezingConfig, space: Space) -> dict[str, dict[str, Any]]:
     """What a person would try first: nothing frozen, everything, half of it, a warm-up of the head."""
     layers = space.kinds["freeze_layers"].high  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from bertdyn.errors import InputError
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.fine_tune import fine_tune
-from bertdyn.steps.seeds import t_interval
+from bertdyn.steps.seeds import earlier_result, t_interval
 from bertdyn.steps.sweep_config import SweepFreezingConfig
 from bertdyn.steps.sweep_freezing import NOTHING_FROZEN, consistent, value_names
 from bertdyn.steps.sweep_report import chosen_lines, importance_line, record_trials, trial_lines
@@ -115,7 +115,7 @@ def train_all(
             own = dataclasses.replace(training, seed=seed, register_as=register)
             run_name = f"{name}-{winner.number:04d}-s{seed}"
             with tracker.child(run_name, own.tags() | {"bertdyn.stage": "fine-tune"}) as child:
-                scores = fine_tune(own, child).scores
+                scores = (earlier_result(child) or fine_tune(own, child)).scores
                 links.setdefault(name, []).append(child.link())
                 rows.append({"name": name, "seed": seed, **_scores(scores), "correct": _correct(child)})
     return pd.DataFrame(rows), links

@@ -109,21 +109,6 @@ def value_names(config: SweepPruningConfig) -> list[str]:
     return ["kl", config.budget_of] if config.objective == "pareto" else [config.score]
 
 
-SHARED = (
-    "source_run_id", "state", "model_name_or_path", "dataset", "data_dir", "max_train_samples",
-    "max_validation_samples", "max_length", "objective", "score", "budget_of", "cost_length", "cost_batch_size",
-    "threshold_kind", "round_to", "allow_empty", "criterion", "compensation", "calibration_examples",
-    "calibration_min_length", "calibration_seed", "trial_epochs", "trial_train_samples", "learning_rate",
-    "distillation",
-)  # fmt: skip
-
-
-def setup(config: SweepPruningConfig) -> dict[str, Any]:
-    """What all trials of a study share."""
-    shared = {name: getattr(config, name) for name in SHARED}
-    return shared | ({"budget": config.limit} if config.objective == "constrained" else {})
-
-
 def first_trials(config: SweepPruningConfig, space: Space) -> dict[str, dict[str, Any]]:
     """What a person would try first: nothing pruned, all layers alike, System 4's lists (as quantiles)."""
     if config.threshold_kind != "quantile":

@@ -167,7 +167,7 @@ def train_winner(
             register_as=config.register_as if seed == seeds[0] else None,
         )
         with tracker.child(f"winner-{winner.number:04d}-s{seed}", tags_of(own) | {"bertdyn.stage": "prune"}) as child:
-            tables.append(prune(own, child).scores.assign(seed=seed))
+            tables.append(scores_of(own, child).assign(seed=seed))
             links[seed] = child.link()
             differences = pd.read_parquet(child.fetch("differences.parquet"))
     table = pd.concat(tables, ignore_index=True)
@@ -188,6 +188,15 @@ def train_winner(
         for end in ("", "_low", "_high"):
             metrics[f"test/{score}_minus_{row['other']}{end}"] = row[f"difference{end}"]
     return lines, metrics
+
+
+def scores_of(config: PruneConfig, tracker: Tracker) -> pd.DataFrame:
+    """The scores of one pruning; those that are there, of one that had ended before the sweep was interrupted."""
+    try:
+        tracker.fetch("summary.md")  # the last thing that a run writes
+        return pd.read_parquet(tracker.fetch("scores.parquet"))
+    except FileNotFoundError:
+        return prune(config, tracker).scores
 
 
 def winner_metrics(winner: FrozenTrial, references: pd.DataFrame) -> dict[str, float]:

@@ -58,6 +58,8 @@ def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
     said = ", ".join(f"{counts[state]} {words}" for state, words in COUNTED.items() if state in counts)
     infeasible = int((~table.loc[table["state"] == "complete", "feasible"]).sum())
     said += f"; {infeasible} of the first are above the budget" if infeasible else ""
+    if len(study.directions) > 1:
+        said += "; none can be stopped early: Optuna does not with two objectives"
     again = int(table["retry_of"].notna().sum())
     said += f"; {again} took the place of trials whose process died" if again else ""
     return [

@@ -68,9 +68,9 @@ def open_storage(name: str, on_stale: OnStale | None = None, *, heartbeat: int =
     return storage
 
 
-def is_shared(name: str) -> bool:
-    """Whether other machines can work on studies that are kept there."""
-    return "://" in name and not name.startswith("sqlite")
+def has_heartbeat(name: str) -> bool:
+    """Whether trials there give signs of life, which a journal and a proxy do not keep."""
+    return "://" in name and not name.startswith("grpc://")
 
 
 def check_not_mlflows(url: str) -> None:

@@ -1,21 +1,22 @@
 """A study that several processes and machines work on: begun, joined, gone on with, and cleaned up after the dead.
 
-Which processes are alive is known of those of this machine (process id and start time); of another machine's, only a
-database's heartbeat tells.
+Which processes are alive is known of those of this machine (process id and start time). Of another machine's, a
+database's heartbeat tells, and the sign of life that each command gives.
 """
 
 import copy
 import logging
 import os
 import socket
+import threading
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import optuna
 import psutil
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,8 +29,10 @@ MAX_RETRIES = 2
 SETUP, PARENT, LEADER, CONCLUDED = "bertdyn.setup", "mlflow_run_id", "bertdyn.leader", "bertdyn.concluded"
 WORKER, RUN, ORIGIN = "worker", "mlflow_run_id", "origin"
 """Attributes of a study, and of a trial."""
+BEAT = "bertdyn.beat:"
+"""Attribute of a study, with the name of a machine behind it: when a command there last gave a sign of life."""
 BEAT_SECONDS, DEAD_AFTER = 20, 90
-"""How often who leads a study says so, and after how many seconds without it is dead."""
+"""How often a command gives a sign of life, and after how many seconds without one it is dead."""
 _NAMELESS_SECONDS = 60
 
 Direction = Literal["minimize", "maximize"]
@@ -68,11 +71,6 @@ def check_same(study: optuna.Study, setup: dict[str, Any]) -> None:
             )
 
 
-def lead(study: optuna.Study) -> None:
-    """Say that this process leads the study, and is alive."""
-    study.set_user_attr(LEADER, {"process": this_process(), "beat": time.time()})
-
-
 def led_by_another(study: optuna.Study) -> str | None:
     """The process that leads the study now, if it is alive and not this one."""
     leader = study.user_attrs.get(LEADER)
@@ -82,11 +80,6 @@ def led_by_another(study: optuna.Study) -> str | None:
     if alive is None:  # on another machine
         alive = time.time() - leader["beat"] < DEAD_AFTER
     return leader["process"] if alive else None
-
-
-def resign(study: optuna.Study) -> None:
-    """Say that nobody leads the study any more."""
-    study.set_user_attr(LEADER, None)
 
 
 def concluded(study: optuna.Study) -> int:
@@ -135,8 +128,60 @@ def finished(study: optuna.Study) -> int:
     return count(study, TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def bury(study: optuna.Study, abandon: Abandon) -> list[int]:
-    """End the trials whose processes of this machine are gone, and queue them anew; their numbers."""
+@contextmanager
+def beating(study: optuna.Study, *, leads: bool) -> Iterator[None]:
+    """Signs of life of this machine inside, and of who leads the study; afterwards nobody leads it any more."""
+    over = threading.Event()
+
+    def beat() -> None:
+        study.set_user_attr(f"{BEAT}{socket.gethostname()}", time.time())
+        if leads:
+            study.set_user_attr(LEADER, {"process": this_process(), "beat": time.time()})
+
+    def keep_beating() -> None:
+        while not over.wait(BEAT_SECONDS):
+            try:
+                beat()
+            except Exception as error:  # each storage has its own; the next beat may find it again
+                logger.warning("no sign of life could be given: %s", error)
+
+    beat()
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if leads:
+            study.set_user_attr(LEADER, None)
+
+
+class Machines:
+    """Which machines gave a sign of life, by the clock of this process: those of two machines may differ."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+        """Machine → what it last said, and when that was first seen here."""
+
+    def silent(self, study: optuna.Study) -> set[str]:
+        """The machines that have given none for `DEAD_AFTER` seconds."""
+        now = time.monotonic()
+        for name, said in study.user_attrs.items():
+            host = name.removeprefix(BEAT)
+            if name.startswith(BEAT) and self._seen.get(host, (None,))[0] != said:
+                self._seen[host] = (said, now)
+        return {host for host, (_, seen) in self._seen.items() if now - seen > DEAD_AFTER}
+
+
+def bury(study: optuna.Study, abandon: Abandon, silent: Collection[str] = ()) -> list[int]:
+    """End the trials whose processes are gone, and queue them anew; their numbers.
+
+    Parameters
+    ----------
+    silent
+        Other machines that are taken for dead.
+    """
     buried = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get(WORKER)
@@ -144,7 +189,8 @@ def bury(study: optuna.Study, abandon: Abandon) -> list[int]:
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             dead = time.time() - started > _NAMELESS_SECONDS
         else:
-            dead = is_alive(worker) is False
+            alive = is_alive(worker)
+            dead = worker.rsplit(":", 2)[0] in silent if alive is None else not alive
         if dead:
             try:
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -163,9 +209,7 @@ def retry(abandon: Abandon, study: optuna.Study, trial: FrozenTrial) -> None:
     again = copy.copy(trial)
     # Else the new one would pass for the dead process's until it says whose it is.
     again.user_attrs = {name: value for name, value in trial.user_attrs.items() if name not in (WORKER, RUN)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(study, again)
+    RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(study, again)
     logger.warning("trial %d lost its process; it is tried again", trial.number)
 
 

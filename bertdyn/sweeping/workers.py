@@ -4,13 +4,16 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import optuna
 import torch
+from optuna.exceptions import ExperimentalWarning
 from transformers.utils import logging as transformers_logging
 
 from bertdyn.errors import InputError
@@ -94,9 +97,16 @@ def stop(processes: list[BaseProcess]) -> None:
             process.join()
 
 
+def quiet() -> None:
+    """Optuna's line a trial would run through the progress bar, and that a heartbeat is experimental is no news."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+
+
 def prepare_worker(workers: int) -> None:
     """Settings of a worker process: its share of the cores; Ctrl-C is the driver's, which stops it by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    quiet()
     transformers_logging.set_verbosity_error()  # that a head is new is no news here
     transformers_logging.disable_progress_bar()
     if "OMP_NUM_THREADS" not in os.environ:
