@@ -24,13 +24,7 @@ its variants with the lowest KL on the test part itself, which favours it. What 
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +34,13 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.prune_after import correctness, latency, recovery
 from benchmarks.prune_peer import VARIANTS
-from benchmarks.prune_sides import Bench, Row, say
+from benchmarks.prune_sides import Bench
+from benchmarks.tables import Row, conditions, read_tables, say, show, write_table
 from bertdyn.pruning.config import CRITERIA
 
 OURS = tuple(name for name in CRITERIA if name != "auto")
 TABLES = ("criteria", "correctness", "recovery", "latency")
+PACKAGES = ("torch", "transformers", "torch-pruning", "accelerate", "numpy")
 PATHS = ("output", "checkpoint", "pretrained", "data_dir", "tables")
 """Options that say nothing on another machine, or nothing of a single table."""
 SPLIT = {"criteria": ("budget", "seed", "system", "name"), "recovery": ("budget",)}
@@ -81,11 +77,10 @@ def main() -> None:
     bench = Bench(options)
     makers = {"criteria": criteria, "correctness": correctness, "recovery": recovery, "latency": latency}
     for name in options.tables.split(","):
-        table = {"conditions": [conditions(options)], "dense": bench.row(bench.dense)} | makers[name](bench)
-        whole = json.loads(options.output.read_text()) if options.output.exists() else {}
-        table = merged(name, whole.get(name), table)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(whole | {name: table}, indent=1) + "\n")
+        begun = [conditions(options, PACKAGES, PATHS)]
+        table = {"conditions": begun, "dense": bench.row(bench.dense)} | makers[name](bench)
+        table = merged(name, read_tables(options.output).get(name), table)
+        write_table(options.output, name, table)
         show(name, table["summary"] if "summary" in table else table["rows"])
 
 
@@ -168,35 +163,6 @@ def merged(name: str, old: Row | None, new: Row) -> Row:
     rows = kept("rows")
     both = {"conditions": old["conditions"] + new["conditions"], "rows": rows}
     return new | both | {"summary": summary(rows) if name == "criteria" else kept("summary")}
-
-
-def conditions(options: argparse.Namespace) -> Row:
-    names = ("torch", "transformers", "torch-pruning", "accelerate", "numpy")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "options": {name: value for name, value in vars(options).items() if name not in PATHS},
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": {name: metadata.version(name) for name in names} | {"python": platform.python_version()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def show(name: str, rows: Iterable[Row]) -> None:
-    """Print a table, a line a row."""
-    rows = [{key: shown(value) for key, value in row.items()} for row in rows]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{name}")
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 0.1 else f"{value:.4f}"
-    return str(value)[:80]
 
 
 if __name__ == "__main__":

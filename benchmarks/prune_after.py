@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.prune_peer import VARIANTS, Peer, PeerPruned, Variant, kept_units
-from benchmarks.prune_sides import Bench, Row, say
+from benchmarks.prune_sides import Bench
+from benchmarks.tables import Row, say
 from bertdyn.data.batching import Batch, make_batches, model_inputs
 from bertdyn.models.unpadded import run_unpadded
 from bertdyn.probing.paired import paired_difference

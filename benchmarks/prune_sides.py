@@ -1,7 +1,6 @@
 """What all tables of `benchmarks.prune` share: the model, its texts and scores, and bertdyn's side."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.prune_peer import Peer
+from benchmarks.tables import Row
 from bertdyn.data.batching import Batch, make_batches
 from bertdyn.data.config import DataConfig
 from bertdyn.data.loading import load_data
@@ -31,8 +31,6 @@ from bertdyn.pruning.shape import projection, shape_of
 from bertdyn.pruning.surgery import prune
 from bertdyn.pruning.targets import plan_maker
 from bertdyn.tasks.classification import Classification
-
-Row = dict[str, Any]
 
 
 class Bench:
@@ -128,7 +126,3 @@ class Ours:
         start = time.perf_counter()
         compute()
         return self.seconds.setdefault(key, time.perf_counter() - start)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

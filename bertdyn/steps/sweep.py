@@ -43,7 +43,7 @@ NOT_SHARED = (
     "n_trials", "workers", "study_name", "storage", "sampler", "pruner", "space", "space_overrides", "enqueue",
     "seeds", "controls", "run_name", "register_as", "budget", "num_train_epochs", "recover", "resume_run_id",
     "latency_shapes", "latency_rounds", "export_onnx", "keep_checkpoints", "checkpoint_dtype",
-    "log_spaced_checkpoints", "store_features", "store_attention",
+    "log_spaced_checkpoints", "store_features", "store_attention", "data_dir",
 )  # fmt: skip
 """Options that no trial's values depend on: commands that work on one study may differ in them. All others are fixed
 when a study is begun."""
@@ -169,6 +169,7 @@ def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Paren
         studies.bury(study, end_abandoned, machines.silent(study))
         bar.update(studies.finished(study) - bar.n)
 
+    bars = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # of the workers: their bars would run through this one
     arguments = (kind, config, space, study.study_name, parent)
     tick()
@@ -192,6 +193,8 @@ def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Paren
                 raise WorkersFailed(f"study {study.study_name}: no trial of this round came to an end")
     finally:
         del os.environ["TQDM_DISABLE"]
+        if bars is not None:
+            os.environ["TQDM_DISABLE"] = bars
         bar.close()
 
 

@@ -18,7 +18,7 @@ from bertdyn.steps.preparation import load_texts, make_accelerator, make_task
 from bertdyn.steps.sweep_config import SweepFreezingConfig
 from bertdyn.steps.sweep_pruning import note
 from bertdyn.sweeping.space import Number, Space, Switch, read_space
-from bertdyn.sweeping.studies import Direction
+from bertdyn.sweeping.studies import Direction, check_data
 from bertdyn.tracking.locations import resolve_model
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.freezing import FreezeSchedule, Freezing, training_cost
@@ -169,7 +169,9 @@ class FreezingTrials:
 
 def objective(config: SweepFreezingConfig, space: Space, study: Study) -> FreezingTrials:
     """What a worker keeps between its trials."""
-    return FreezingTrials(config, space)
+    trials = FreezingTrials(config, space)
+    check_data(study, trials.texts.data.fingerprint)
+    return trials
 
 
 def prepare(config: SweepFreezingConfig, study: Study) -> None:

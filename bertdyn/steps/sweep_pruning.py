@@ -38,7 +38,7 @@ from bertdyn.steps.recovery import Recovery, recover
 from bertdyn.steps.sources import find_states, with_source_data, within_source_limits
 from bertdyn.steps.sweep_config import SweepPruningConfig
 from bertdyn.sweeping.space import Number, PerLayer, Space, Words, read_space
-from bertdyn.sweeping.studies import Direction
+from bertdyn.sweeping.studies import Direction, check_data
 from bertdyn.tasks.task import Task
 from bertdyn.tracking.locations import resolve_model
 from bertdyn.tracking.tracker import Tracker
@@ -333,7 +333,9 @@ class PruningTrials:
 
 def objective(config: SweepPruningConfig, space: Space, study: Study) -> PruningTrials:
     """What a worker keeps between its trials."""
-    return PruningTrials(config, space, study.user_attrs.get(LATENCY))
+    trials = PruningTrials(config, space, study.user_attrs.get(LATENCY))
+    check_data(study, trials.source.texts.data.fingerprint)
+    return trials
 
 
 def prepare(config: SweepPruningConfig, study: Study) -> None:

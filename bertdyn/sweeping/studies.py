@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import optuna
 import psutil
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 2
 """How often a trial whose process died is begun anew: one that kills every process that tries it is given up."""
-SETUP, PARENT, LEADER, CONCLUDED = "bertdyn.setup", "mlflow_run_id", "bertdyn.leader", "bertdyn.concluded"
+SETUP, DATA, PARENT = "bertdyn.setup", "bertdyn.data", "mlflow_run_id"
+LEADER, CONCLUDED = "bertdyn.leader", "bertdyn.concluded"
 WORKER, RUN, ORIGIN = "worker", "mlflow_run_id", "origin"
 """Attributes of a study, and of a trial."""
 BEAT = "bertdyn.beat:"
@@ -51,11 +52,35 @@ def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
 def begin_study(
     storage: BaseStorage, name: str, directions: Sequence[Direction], setup: dict[str, Any], parent: str | None
 ) -> optuna.Study:
-    """A new study, with what all of its trials share and the MLflow run that they belong to."""
-    study = optuna.create_study(study_name=name, storage=storage, directions=list(directions))
+    """A new study, with what all of its trials share and the MLflow run that they belong to, led by this process.
+
+    Raises
+    ------
+    InputError
+        If there has been one of this name for a moment.
+    """
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, directions=list(directions))
+    except DuplicatedStudyError as error:
+        raise InputError(
+            f"--study_name {name!r}: another command has just begun that study; start this one again to join"
+        ) from error
+    study.set_user_attr(LEADER, {"process": this_process(), "beat": time.time()})
     study.set_user_attr(SETUP, setup)
     study.set_user_attr(PARENT, parent)
     return study
+
+
+def check_data(study: optuna.Study, fingerprint: str) -> None:
+    """Raise `InputError` if trials elsewhere see other data than those here: paths say nothing of that."""
+    there = study.user_attrs.get(DATA)
+    if there is None:
+        study.set_user_attr(DATA, fingerprint)
+    elif there != fingerprint:
+        raise InputError(
+            f"study {study.study_name!r} works on other data: their fingerprint is {there[:12]}, here it is "
+            f"{fingerprint[:12]}; give the same files"
+        )
 
 
 def check_same(study: optuna.Study, setup: dict[str, Any]) -> None:

@@ -143,7 +143,10 @@ def children_opener(run_id: str) -> Callable[[str, Mapping[str, str]], MLflowTra
     parent, git = find_run(client, run_id), git_state(source_folder())
 
     def open_one(run_name: str, tags: Mapping[str, str]) -> MLflowTracker:
-        return patiently(lambda: _new_child(git, client, parent, run_name, tags, PATIENCE), run_name, PATIENCE)
+        # Hundreds of short runs: the environment is the parent's, and is not written once more for each.
+        return patiently(
+            lambda: _new_child(git, client, parent, run_name, tags, PATIENCE, record=False), run_name, PATIENCE
+        )
 
     return open_one
 
@@ -179,11 +182,18 @@ def _open_child(git: GitState | None, parent: MLflowTracker, run_name: str, tags
 
 
 def _new_child(
-    git: GitState | None, client: MlflowClient, parent: Run, run_name: str, tags: Mapping[str, str], patience: float
+    git: GitState | None,
+    client: MlflowClient,
+    parent: Run,
+    run_name: str,
+    tags: Mapping[str, str],
+    patience: float,
+    *,
+    record: bool = True,
 ) -> MLflowTracker:
     tags = {**tags, **_child_tags(git, parent)}
     run = _create(client, parent.info.experiment_id, run_name, tags)
-    return _child_tracker(git, client, run, tags, 0, patience)
+    return _child_tracker(git, client, run, tags, 0, patience, record=record)
 
 
 def _child_tags(git: GitState | None, parent: Run) -> dict[str, str]:
@@ -191,7 +201,14 @@ def _child_tags(git: GitState | None, parent: Run) -> dict[str, str]:
 
 
 def _child_tracker(
-    git: GitState | None, client: MlflowClient, run: Run, tags: Mapping[str, str], attempt: int, patience: float
+    git: GitState | None,
+    client: MlflowClient,
+    run: Run,
+    tags: Mapping[str, str],
+    attempt: int,
+    patience: float,
+    *,
+    record: bool = True,
 ) -> MLflowTracker:
     try:
         child = MLflowTracker(
@@ -203,7 +220,8 @@ def _child_tracker(
             resources=False,  # the same machine's: the parent records them
             patience=patience,
         )
-        _record_origin(child, tags, git, attempt, child.publish)
+        if record:
+            _record_origin(child, tags, git, attempt, child.publish)
     except BaseException as error:
         _end_quietly(client, run.info.run_id, run_status(error))
         raise

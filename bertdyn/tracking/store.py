@@ -22,11 +22,13 @@ from bertdyn.tracking.locks import store_lock
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SECONDS_TO_ANSWER = 5
-_REQUEST_DEFAULTS = {
+_DEFAULTS = {
     # MLflow's own defaults (7 retries with growing pauses, 120 s each) stop a training for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0.1",
     _TIMEOUT: "10",
+    # Commands say at their end where their run is; MLflow would print it for every child run, through progress bars.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
@@ -41,7 +43,7 @@ def connect() -> MlflowClient:
     InputError
         If it does not answer, or refuses.
     """
-    for name, value in _REQUEST_DEFAULTS.items():
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     uri = mlflow.get_tracking_uri()
     _check_answers(uri)
@@ -121,7 +123,7 @@ def run_link(run_id: str, experiment_id: str) -> str:
 def long_requests() -> Iterator[None]:
     """Lets a transfer of large files wait longer for an answer than a metric may."""
     before = os.environ.get(_TIMEOUT)
-    if before != _REQUEST_DEFAULTS[_TIMEOUT]:
+    if before != _DEFAULTS[_TIMEOUT]:
         yield  # the user's own setting
         return
     os.environ[_TIMEOUT] = "120"

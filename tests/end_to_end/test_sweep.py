@@ -83,7 +83,7 @@ class Sweep:
         assert parent.info.status == "FINISHED"
         assert all(run.info.status != "RUNNING" for run in self.workplace.runs())
         assert [trial.number for trial in self.study.trials] == list(range(len(self.study.trials)))
-        assert not [trial for trial in self.study.trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
+        assert not [trial for trial in self.study.trials if trial.state == TrialState.RUNNING]
         assert self.finished() == trials
         runs = self.of_stage(f"{stage}-trial")
         assert Counter(int(run.data.tags["optuna.trial_number"]) for run in runs) == Counter(
