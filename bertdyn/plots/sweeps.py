@@ -58,6 +58,31 @@ def history(trials: pd.DataFrame, value: str, higher_is_better: bool, label: str
     return figure
 
 
+def front_history(trials: pd.DataFrame, values: Sequence[str], title: str) -> Figure:
+    """How the front of two low values advanced, trial by trial.
+
+    Parameters
+    ----------
+    trials
+        number, area (share of the rectangle that the front beats, after this trial), origin, in the order of numbers.
+    values
+        What the two are.
+    """
+    figure = new_figure(9, 3.6, title)
+    axes = figure.subplots()
+    axes.step(trials["number"], trials["area"], where="post", color="black", linewidth=1.2, label="front so far")
+    gained = trials[trials["area"].diff().fillna(trials["area"]) > 0]
+    for name, rows, marker, color in (
+        ("gained by the sampler", gained[gained["origin"] == "sampler"], "o", COLORS[0]),
+        ("gained by what was tried first", gained[gained["origin"] != "sampler"], "s", COLORS[1]),
+    ):
+        if len(rows):
+            axes.plot(rows["number"], rows["area"], marker, color=color, markersize=5, label=f"{name} ({len(rows)})")
+    tidy(axes, f"hypervolume of {' and '.join(values)} below the worst of all trials", "trial", "share that is beaten")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
 def pareto(trials: pd.DataFrame, front: Sequence[int], references: pd.DataFrame, cost: str, title: str) -> Figure:
     """KL from the dense model over cost on validation: trials, the front, and what stands beside the winner.
 
@@ -88,7 +113,7 @@ def pareto(trials: pd.DataFrame, front: Sequence[int], references: pd.DataFrame,
     for row in references[references["part"] == "validation"].to_dict("records"):
         marker, color = REFERENCES[row["name"]]
         axes.plot(
-            row["cost"], max(row["kl"], floor), marker, color=color, markersize=12 if marker == "*" else 8,
+            row["cost"], max(row["kl"], floor), marker, color=color, markersize=14 if marker == "*" else 8,
             label=REFERENCE_WORDS[row["name"]], markeredgecolor="white",
         )  # fmt: skip
     axes.set_yscale("log")

@@ -7,8 +7,8 @@ import pandas as pd
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from bertdyn.plots.sweeps import history, importance, parallel_coordinates
-from bertdyn.sweeping.outcome import importances, trials_table
+from bertdyn.plots.sweeps import front_history, history, importance, parallel_coordinates
+from bertdyn.sweeping.outcome import area_history, importances, trials_table
 from bertdyn.sweeping.storage import without_password
 from bertdyn.tracking.tracker import Tracker
 
@@ -36,8 +36,16 @@ def record_trials(
     table = trials_table(study, values)
     tracker.log_table(table, "trials")
     main, label = values[0], LABELS[values[0]]
-    tracker.log_figure(history(table, main, higher_is_better, label, f"Trials: {title}"), "history")
-    done = table[table["state"] == "complete"]
+    done = table[table["state"] == "complete"].sort_values("number")
+    if len(values) == 1:
+        figure = history(table, main, higher_is_better, label, f"Trials: {title}")
+    else:
+        points = done[list(values)].to_numpy(dtype=np.float64)
+        area = area_history(points, points.max(axis=0)) if len(points) else np.array([])
+        figure = front_history(done.assign(area=area), values, f"Trials: {title}")
+        for number, share in zip(done["number"], area, strict=True):
+            tracker.log_metrics({"sweep/hypervolume": share}, number)
+    tracker.log_figure(figure, "history")
     if any(done[name].nunique() > 1 for name in done if name.startswith("param/")):
         figure = parallel_coordinates(table, main, higher_is_better, label, f"What trials chose: {title}")
         tracker.log_figure(figure, "parallel_coordinates")
@@ -46,7 +54,7 @@ def record_trials(
         tracker.log_table(found, "importances")
         tracker.log_figure(importance(found, f"What matters: {title}"), "importances")
     best = np.inf
-    for row in done[done["feasible"]].sort_values("number").to_dict("records"):
+    for row in done[done["feasible"]].to_dict("records") if len(values) == 1 else ():
         best = min(best, -row[main] if higher_is_better else row[main])
         tracker.log_metrics({f"sweep/best_{main}": -best if higher_is_better else best}, row["number"])
     return table

@@ -67,6 +67,33 @@ def front(study: Study) -> list[FrozenTrial]:
     return best
 
 
+def area_history(values: np.ndarray, reference: Sequence[float]) -> np.ndarray:
+    """How much of the rectangle below `reference` the front beats, after each trial: the hypervolume in two dimensions.
+
+    Parameters
+    ----------
+    values
+        [trials, 2], both low, in the order of the trials.
+    reference
+        The worst values that count.
+
+    Returns
+    -------
+    shares
+        [trials], from 0 to 1, never falling.
+    """
+    scaled = np.clip(values / np.asarray(reference, dtype=np.float64), 0, 1)
+    shares = []
+    for seen in range(1, len(scaled) + 1):
+        area, lowest = 0.0, 1.0
+        for x, y in sorted(map(tuple, scaled[:seen])):
+            if y < lowest:
+                area += (1 - x) * (lowest - y)
+                lowest = y
+        shares.append(area)
+    return np.array(shares)
+
+
 def knee(points: np.ndarray) -> int:
     """Which point of a front bends it most: the farthest from the line between the ends, both axes scaled to 0..1.
 
