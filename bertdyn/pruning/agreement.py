@@ -94,6 +94,7 @@ class _LastOutput(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         self.output: Any = None
 
     def forward(self, **inputs: Any) -> Any:

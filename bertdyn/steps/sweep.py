@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import mlflow
+import numpy as np
 import optuna
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
@@ -107,6 +108,7 @@ def find(kind: Sweep, config: Config, space: Space) -> Study | None:
     storage = _open(config)
     study = studies.find_study(storage, config.study_name) if config.study_name else None
     if study is not None:
+        studies.wait_until_begun(study)
         studies.check_same(study, _setup(kind, config, space))
         enough = studies.finished(study) >= config.n_trials
         if enough and studies.led_by_another(study) is None and config.n_trials <= studies.concluded(study):
@@ -223,24 +225,29 @@ def run_trials(study: Study, wanted: int, trial_function: Callable[[Trial], Any]
     RuntimeError
         If several fail in a row.
     """
-    failures = 0
+    failures, number = 0, 0
 
     def counted(trial: Trial) -> Any:
-        nonlocal failures
-        failures += 1
+        nonlocal failures, number
+        failures, number = failures + 1, trial.number
         try:
             values = trial_function(trial)
         except optuna.TrialPruned:
             failures = 0
             raise
+        if np.isnan(values).any():
+            raise ValueError(f"trial {trial.number}: a value is no number: {values}")
         failures = 0
         return values
 
     while studies.taken(study) < wanted and not is_exhausted(study) and not is_orphan():
         try:
             study.optimize(counted, n_trials=1, catch=(Exception,))
-        except UpdateFinishedTrialError:
-            logger.warning("a trial was given up for lost while it ran: its process gave no sign of life")
+        except (ValueError, AssertionError, UpdateFinishedTrialError):
+            # Optuna has a different error for each moment at which it finds out.
+            if not studies.is_finished(study, number):
+                raise
+            logger.warning("trial %d was given up for lost while it ran: it gave no sign of life", number)
         if failures >= FAILURES_IN_A_ROW:
             raise RuntimeError(f"{failures} trials failed in a row: this worker gives up")
 
@@ -261,7 +268,10 @@ def run_trial(
     } | ({"optuna.origin": origin} if origin else {})
     with open_child(f"trial-{trial.number:04d}", tags) as tracker:
         trial.set_user_attr(studies.RUN, tracker.run_id)
-        return objective(trial, tracker)
+        values = objective(trial, tracker)
+        if studies.is_finished(trial.study, trial.number):
+            raise RuntimeError("given up for lost while it ran: another trial has taken its place")
+        return values
 
 
 def _open(config: Config) -> BaseStorage:

@@ -82,7 +82,8 @@ def area_history(values: np.ndarray, reference: Sequence[float]) -> np.ndarray:
     shares
         [trials], from 0 to 1, never falling.
     """
-    scaled = np.clip(values / np.asarray(reference, dtype=np.float64), 0, 1)
+    worst = np.asarray(reference, dtype=np.float64)
+    scaled = np.clip(values / np.where(worst > 0, worst, 1), 0, 1)
     shares = []
     for seen in range(1, len(scaled) + 1):
         area, lowest = 0.0, 1.0
@@ -120,6 +121,8 @@ def importances(study: Study, values: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for i, name in enumerate(values):
+        if np.ptp([trial.values[i] for trial in complete(study)] or [0.0]) == 0:
+            continue
 
         def one(trial: FrozenTrial, i: int = i) -> float:
             return float(trial.values[i])

@@ -26,7 +26,7 @@ from optuna.distributions import (
 
 from bertdyn.errors import InputError
 
-RANGE_KEYS = ("low", "high", "log", "step", "layers")
+RANGE_KEYS = ("low", "high", "log", "step")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise InputError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: accepted is a YAML mapping of parameters to ranges, choices or values")
@@ -251,16 +251,22 @@ def _range(where: str, entry: Any, kind: Number) -> BaseDistribution:
         return CategoricalDistribution(tuple(dict.fromkeys(values)))
     if not isinstance(entry, dict):
         entry = {"low": entry, "high": entry}
-    unknown = [key for key in entry if key not in RANGE_KEYS]
+    unknown = [key for key in entry if key not in RANGE_KEYS]  # layers: was taken out where there are such
     if unknown or "low" not in entry or "high" not in entry:
         said = f"unknown {unknown[0]!r}" if unknown else "a range needs low and high"
         raise InputError(f"{where}: {said}; accepted are low, high, and log: true or step")
     low, high = (_number(where, entry[end], kind) for end in ("low", "high"))
     if low > high:
         raise InputError(f"{where}: the range from {low} to {high} is empty; low must not be above high")
-    step, log = entry.get("step"), bool(entry.get("log", False))
-    if step is not None and (not isinstance(step, (int, float)) or step <= 0 or log):
-        raise InputError(f"{where}: step {step!r}; accepted are numbers above 0, without log")
+    log, step = entry.get("log", False), entry.get("step")
+    if not isinstance(log, bool):
+        raise InputError(f"{where}: log {log!r}; accepted are true, false")
+    if step is not None:
+        if log:
+            raise InputError(f"{where}: step {step!r}; accepted are steps without log: true, or log: true without")
+        step = _number(f"{where}, step", step, Number(0, math.inf, whole=kind.whole, above=True))
+    if not math.isfinite(high - low):
+        raise InputError(f"{where}: a range from {low} to {high}; accepted are finite ends")
     if log and low <= 0:
         raise InputError(f"{where}: low {low} with log: true; accepted are values above 0")
     if kind.whole:
@@ -275,7 +281,7 @@ def _number(where: str, value: Any, kind: Number) -> float:
         number = math.nan
     if kind.last and number == -1:
         number = kind.high
-    fits = kind.low <= number <= kind.high and not (kind.above and number == kind.low)
+    fits = math.isfinite(number) and kind.low <= number <= kind.high and not (kind.above and number == kind.low)
     if isinstance(value, bool) or not fits or (kind.whole and number != int(number)):
         what = "whole numbers" if kind.whole else "numbers"
         low = f"above {kind.low:g}" if kind.above else f"from {kind.low:g}"
@@ -329,5 +335,5 @@ def _all_values(name: str, distribution: BaseDistribution) -> list[Any]:
         )
     count = int(round((distribution.high - distribution.low) / distribution.step)) + 1
     whole = isinstance(distribution, IntDistribution)
-    values = [distribution.low + i * distribution.step for i in range(count)]
+    values = [min(distribution.low + i * distribution.step, distribution.high) for i in range(count)]
     return [int(value) if whole else float(value) for value in values]

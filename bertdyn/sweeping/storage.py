@@ -1,5 +1,6 @@
 """Where studies are kept: a journal file, a database, or a gRPC proxy before either."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,21 @@ def open_storage(name: str, on_stale: OnStale | None = None, *, heartbeat: int =
     path = Path(name).expanduser().resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_journal(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
         storage.get_all_studies()
-    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"--storage {name!r} is no journal of Optuna that can be written: {error}") from error
     return storage
+
+
+def check_journal(path: Path) -> None:
+    """Raise `ValueError` if there is a file that is no journal: Optuna would write behind what is there."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        if first and "op_code" not in json.loads(first):
+            raise ValueError("its first line is no operation on a study")
 
 
 def has_heartbeat(name: str) -> bool:
@@ -82,7 +93,7 @@ def check_not_mlflows(url: str) -> None:
             tables = sqlalchemy.inspect(engine).get_table_names()
         finally:
             engine.dispose()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         raise InputError(
             f"--storage {shown} does not answer: {_first_line(error)}; accepted are a path, a database's URL such as "
             "postgresql+psycopg2://user@host/database, or grpc://host:port"
@@ -100,7 +111,10 @@ def check_not_same(storage: str, tracking_uri: str) -> None:
         or tracking_uri.startswith("http")
     ):
         return
-    ours, theirs = (sqlalchemy.make_url(url) for url in (storage, tracking_uri))
+    try:
+        ours, theirs = (sqlalchemy.make_url(url) for url in (storage, tracking_uri))
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError):
+        return  # whichever it is, it will be told when it is opened
     same = [getattr(ours, part) == getattr(theirs, part) for part in ("host", "port", "database")]
     if all(same) and ours.get_backend_name() == theirs.get_backend_name():
         raise InputError(
@@ -110,15 +124,22 @@ def check_not_same(storage: str, tracking_uri: str) -> None:
 
 def without_password(url: str) -> str:
     """A storage's name that can be shown."""
-    password = urlsplit(url).password if "://" in url else None
-    return url.replace(f":{password}@", ":***@") if password else url
+    if "://" not in url or url.startswith("grpc://"):
+        return url
+    try:
+        parts = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError):
+        return url.partition("://")[0] + "://…"
+    if "password" in parts.query:
+        parts = parts.update_query_dict({"password": "***"})
+    return parts.render_as_string(hide_password=True)
 
 
 def _proxy(name: str) -> BaseStorage:
     import grpc
 
-    parts = urlsplit(name)
     try:
+        parts = urlsplit(name)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None

@@ -35,6 +35,8 @@ BEAT = "bertdyn.beat:"
 BEAT_SECONDS, DEAD_AFTER = 20, 90
 """How often a command gives a sign of life, and after how many seconds without one it is dead."""
 _NAMELESS_SECONDS = 60
+_SAME_START = 60
+"""Seconds by which a process's start time may differ from what it was: it moves when the clock is set."""
 
 Direction = Literal["minimize", "maximize"]
 Abandon = Callable[[str], None]
@@ -69,6 +71,13 @@ def begin_study(
     study.set_user_attr(SETUP, setup)
     study.set_user_attr(PARENT, parent)
     return study
+
+
+def wait_until_begun(study: optuna.Study, seconds: float = 5) -> None:
+    """Wait until a study that another command is just about to begin says what it is about."""
+    deadline = time.monotonic() + seconds
+    while SETUP not in study.user_attrs and LEADER in study.user_attrs and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def check_data(study: optuna.Study, fingerprint: str) -> None:
@@ -129,13 +138,20 @@ def process_name(pid: int) -> str:
 
 def is_alive(process: str) -> bool | None:
     """Whether a process is; None if it is one of another machine."""
-    host, pid, _ = process.rsplit(":", 2)
+    host, pid, started = process.rsplit(":", 2)
     if host != socket.gethostname():
         return None
     try:
-        return process_name(int(pid)) == process and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+        there = psutil.Process(int(pid))
+        same = abs(there.create_time() - float(started)) < _SAME_START
+        return same and there.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_finished(study: optuna.Study, number: int) -> bool:
+    """Whether a trial has a state that nobody changes any more."""
+    return study.get_trials(deepcopy=False)[number].state.is_finished()
 
 
 def count(study: optuna.Study, *states: TrialState) -> int:
@@ -232,10 +248,12 @@ def retry(abandon: Abandon, study: optuna.Study, trial: FrozenTrial) -> None:
     if run_id:
         abandon(run_id)
     again = copy.copy(trial)
+    again.system_attrs = copy.deepcopy(trial.system_attrs)  # to which the callback appends
     # Else the new one would pass for the dead process's until it says whose it is.
     again.user_attrs = {name: value for name, value in trial.user_attrs.items() if name not in (WORKER, RUN)}
     RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(study, again)
-    logger.warning("trial %d lost its process; it is tried again", trial.number)
+    what = "is tried again" if len(retried(trial)) < MAX_RETRIES else "has been tried often enough"
+    logger.warning("trial %d lost its process; it %s", trial.number, what)
 
 
 def retried(trial: FrozenTrial) -> list[int]:
