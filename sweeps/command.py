@@ -1,7 +1,9 @@
 """What both sweeps do around the study: lead it in a run, join it, or go on with it."""
 
+import os
 from typing import TYPE_CHECKING
 
+from bertdyn.errors import InputError
 from entrypoints.command import open_tracker
 from entrypoints.fine_tune import see_it
 
@@ -14,6 +16,7 @@ def launch(name: str, config: "Config") -> None:
     from bertdyn.steps.sweep import find, join, lead
     from bertdyn.steps.sweeps import SWEEPS
     from bertdyn.sweeping import studies
+    from bertdyn.sweeping.storage import without_password
     from bertdyn.tracking.locations import require_source
     from bertdyn.tracking.logged_models import check_register_as
     from bertdyn.tracking.runs import point_launcher
@@ -26,15 +29,18 @@ def launch(name: str, config: "Config") -> None:
 
         require_source(source, MODEL_STAGES)
     space = sweep.space(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a sweep starts its own processes: give --workers, and start it without torchrun")
     study = find(sweep, config, space)
-    parent = study.user_attrs[studies.PARENT] if study else None
     if study and studies.led_by_another(study):
-        point_launcher(str(parent), sweep.stage)
-        print(join(sweep, config, space, study).summary)
+        result = join(sweep, config, space, study)
+        point_launcher(study.user_attrs[studies.PARENT], sweep.stage)
+        print(result.summary)
         return
+    parent = study.user_attrs.get(studies.PARENT) if study else None
     run_name, tags = config.run_name or sweep.name(config), sweep.tags(config)
     with open_tracker(sweep.stage, run_name=run_name, tags=tags, resume_run_id=parent) as tracker:
         result = lead(sweep, config, space, tracker, study)
-    again = f"--storage {config.storage} --study_name {result.study_name}"
+    again = f"--storage {without_password(config.storage)} --study_name {result.study_name}"
     print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
     print(f"go on    the same command with {again} --n_trials {2 * config.n_trials}")

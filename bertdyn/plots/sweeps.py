@@ -78,12 +78,19 @@ def front_history(trials: pd.DataFrame, values: Sequence[str], title: str) -> Fi
     ):
         if len(rows):
             axes.plot(rows["number"], rows["area"], marker, color=color, markersize=5, label=f"{name} ({len(rows)})")
-    tidy(axes, f"hypervolume of {' and '.join(values)} below the worst of all trials", "trial", "share that is beaten")
+    tidy(
+        axes,
+        f"hypervolume of {' and '.join(values)} below the worst of the first ten trials",
+        "trial",
+        "share that is beaten",
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
 
 
-def pareto(trials: pd.DataFrame, front: Sequence[int], references: pd.DataFrame, cost: str, title: str) -> Figure:
+def pareto(
+    trials: pd.DataFrame, front: Sequence[int], references: pd.DataFrame, cost: str, title: str, note: str
+) -> Figure:
     """KL from the dense model over cost on validation: trials, the front, and what stands beside the winner.
 
     Parameters
@@ -94,10 +101,12 @@ def pareto(trials: pd.DataFrame, front: Sequence[int], references: pd.DataFrame,
         Numbers of the trials of the front, by cost.
     references
         name (of `REFERENCES`), part, kl, cost; those of validation are drawn.
+    note
+        Whether trials were trained after the cut.
     """
     figure = new_figure(9, 5, title)
     axes = figure.subplots()
-    done = trials[(trials["state"] == "complete")]
+    done = trials[(trials["state"] == "complete") & trials["feasible"]]
     positive = done.loc[done["kl"] > 0, "kl"]
     floor = float(positive.min()) / 2 if len(positive) else 1e-6  # where a model that says the same is drawn
     for name, rows, marker, color in (
@@ -117,7 +126,7 @@ def pareto(trials: pd.DataFrame, front: Sequence[int], references: pd.DataFrame,
             label=REFERENCE_WORDS[row["name"]], markeredgecolor="white",
         )  # fmt: skip
     axes.set_yscale("log")
-    tidy(axes, "no training after the cut", f"encoder {cost}, share of the dense model's", "KL(dense ‖ pruned), nats")
+    tidy(axes, note, f"encoder {cost}, share of the dense model's", "KL(dense ‖ pruned), nats")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
 
@@ -130,7 +139,7 @@ def parallel_coordinates(trials: pd.DataFrame, value: str, higher_is_better: boo
     trials
         param/… and `value`; those that came to their end are drawn, and of parameters with more than one value.
     """
-    done = trials[trials["state"] == "complete"].dropna(subset=[value])
+    done = trials[(trials["state"] == "complete") & trials["feasible"]].dropna(subset=[value])
     names = [name for name in done if name.startswith("param/") and done[name].nunique() > 1]
     scaled, ticks, places_of = [], [], [0.0]
     for name in names:
@@ -170,7 +179,7 @@ def parallel_coordinates(trials: pd.DataFrame, value: str, higher_is_better: boo
 
 
 def importance(importances: pd.DataFrame, title: str) -> Figure:
-    """What share of each value's spread each parameter accounts for.
+    """How much each parameter decides whether a trial is among the best by each value.
 
     Parameters
     ----------

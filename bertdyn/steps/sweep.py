@@ -11,13 +11,13 @@ import dataclasses
 import logging
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import mlflow
 import numpy as np
 import optuna
 from optuna import Study, Trial
@@ -34,7 +34,8 @@ from bertdyn.sweeping.space import Space
 from bertdyn.sweeping.storage import check_not_same, has_heartbeat, open_storage, without_password
 from bertdyn.sweeping.workers import WorkersFailed, is_orphan, prepare_worker, quiet, supervise
 from bertdyn.tracking.endings import SigtermRaises
-from bertdyn.tracking.runs import children_opener, end_abandoned
+from bertdyn.tracking.runs import children_opener, end_abandoned, end_abandoned_children
+from bertdyn.tracking.store import tracking_uri
 from bertdyn.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -95,27 +96,32 @@ class _Parent(NamedTuple):
 
 
 def find(kind: Sweep, config: Config, space: Space) -> Study | None:
-    """The study to go on with or to join, if there is one.
+    """The study to work on: one that is there, or a new one of this name; None where the run is to name it.
 
     Raises
     ------
     InputError
         If the sampler cannot sample the space; the storage cannot be used or is MLflow's own; or the study is about
-        something else.
+        something else, or has all of its trials.
     """
     make_sampler(config.sampler, space, config.seed)  # a grid needs steps
-    check_not_same(config.storage, mlflow.get_tracking_uri())
+    check_not_same(config.storage, tracking_uri())
     storage = _open(config)
-    study = studies.find_study(storage, config.study_name) if config.study_name else None
-    if study is not None:
-        studies.wait_until_begun(study)
-        studies.check_same(study, _setup(kind, config, space))
-        enough = studies.finished(study) >= config.n_trials
-        if enough and studies.led_by_another(study) is None and config.n_trials <= studies.concluded(study):
-            raise InputError(
-                f"--study_name {study.study_name!r}: that study has its {studies.finished(study)} trials and its "
-                "report; give a larger --n_trials to go on"
-            )
+    if not config.study_name:
+        return None
+    study = studies.find_study(storage, config.study_name)
+    if study is None:
+        study = studies.begin_study(storage, config.study_name, kind.directions(config), _setup(kind, config, space))
+    study = study or studies.find_study(storage, config.study_name)
+    assert study is not None  # another command has begun it
+    studies.wait_until_begun(study)
+    studies.check_same(study, _setup(kind, config, space))
+    done = studies.finished(study)
+    if config.n_trials <= min(done, studies.concluded(study)) and studies.led_by_another(study) is None:
+        raise InputError(
+            f"--study_name {study.study_name!r}: that study has its {done} trials and its report; give a larger "
+            "--n_trials to go on"
+        )
     return study
 
 
@@ -127,7 +133,7 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
     tracker
         Of the run that holds all trials.
     study
-        One that nobody leads any more.
+        One that nobody else leads.
 
     Raises
     ------
@@ -137,24 +143,45 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
         If trials fail again and again.
     """
     if study is None:
-        storage = _open(config)
         name = config.study_name or f"{kind.stage}-{(tracker.run_id or Path(tracker.folder).name)[:8]}"
-        study = studies.begin_study(storage, name, kind.directions(config), _setup(kind, config, space), tracker.run_id)
-        if config.enqueue and config.sampler != "grid":
-            for origin, params in kind.first_trials(config, space).items():
-                study.enqueue_trial(params, user_attrs={studies.ORIGIN: origin}, skip_if_exists=True)
+        study = studies.begin_study(_open(config), name, kind.directions(config), _setup(kind, config, space))
+        if study is None:
+            raise InputError(f"--study_name {name!r}: there is such a study; give it to go on with it")
     with studies.beating(study, leads=True):
+        study.set_user_attr(studies.PARENT, tracker.run_id)
         tracker.log_config(_shown(config, study.study_name))
         tracker.set_tags({"optuna.study": study.study_name})
-        kind.prepare(config, study)
-        _run(kind, config, space, study, _Parent(tracker.run_id, str(tracker.folder)), leads=True)
+        if not study.user_attrs.get(studies.READY):
+            get_ready(kind, config, space, study)
+        parent = _Parent(tracker.run_id, str(tracker.folder))
+        _end_abandoned(study, parent)
+        _run(kind, config, space, study, parent, leads=True)
+        _end_abandoned(study, parent)
+        done = studies.finished(study)  # what the report is about; others may add trials meanwhile
         summary = kind.conclude(config, space, study, tracker)
-        studies.conclude(study)
+        studies.conclude(study, done)
     return SweepResult(study.study_name, summary)
 
 
+def get_ready(kind: Sweep, config: Config, space: Space, study: Study) -> None:
+    """Queue the first trials and measure what is measured once; who joins waits for it."""
+    kind.prepare(config, study)
+    if config.enqueue and config.sampler != "grid":
+        for origin, params in kind.first_trials(config, space).items():
+            study.enqueue_trial(params, user_attrs={studies.ORIGIN: origin}, skip_if_exists=True)
+    study.set_user_attr(studies.READY, True)
+
+
 def join(kind: Sweep, config: Config, space: Space, study: Study) -> SweepResult:
-    """Work on a study that another process leads, until it has its trials; the report is that process's."""
+    """Work on a study that another process leads, until it has its trials; the report is that process's.
+
+    Raises
+    ------
+    InputError
+        If that process ends before it has begun.
+    """
+    if not studies.wait_until_ready(study):
+        raise InputError(f"study {study.study_name!r}: the command that began it is gone; start this one again to lead")
     run_id = study.user_attrs[studies.PARENT]
     with studies.beating(study, leads=False):
         _run(kind, config, space, study, _Parent(run_id, ""), leads=False)
@@ -164,29 +191,30 @@ def join(kind: Sweep, config: Config, space: Space, study: Study) -> SweepResult
 
 def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Parent, *, leads: bool) -> None:
     """Workers until the study has its trials; trials of the dead are ended and queued anew."""
-    wanted, machines = config.n_trials, studies.Machines()
-    bar = tqdm(total=wanted, initial=studies.finished(study), desc="trials", unit="trial", dynamic_ncols=True)
+    watch, heartbeat = studies.Watch(), has_heartbeat(config.storage)
+    bar = tqdm(total=config.n_trials, initial=studies.finished(study), desc="trials", unit="trial", dynamic_ncols=True)
 
     def tick() -> None:
-        studies.bury(study, end_abandoned, machines.silent(study))
+        studies.bury(study, end_abandoned, watch, has_heartbeat=heartbeat)
         bar.update(studies.finished(study) - bar.n)
 
     bars = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # of the workers: their bars would run through this one
-    arguments = (kind, config, space, study.study_name, parent)
+    # Only the first processes of a study are the same each time: later ones must not draw what they drew.
+    fresh = leads and not studies.begun(study)
+    arguments = (kind, config, space, study.study_name, parent, fresh)
     tick()
-    study.sampler = make_sampler(config.sampler, space, config.seed)
     try:
-        while studies.finished(study) < wanted and not is_exhausted(study):
+        while studies.finished(study) < config.n_trials and not is_exhausted(study, config.sampler, space):
             before = studies.finished(study)
             try:
                 supervise(work, arguments, config.workers, tick)
             except WorkersFailed:
-                if studies.finished(study) < wanted:
+                if studies.finished(study) < config.n_trials:
                     raise
             while leads and studies.count(study, TrialState.RUNNING):  # those of other machines
                 time.sleep(1)
-                if has_heartbeat(config.storage):
+                if heartbeat:
                     optuna.storages.fail_stale_trials(study)
                 tick()
             if not leads:
@@ -200,32 +228,51 @@ def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Paren
         bar.close()
 
 
-def work(kind: Sweep, config: Config, space: Space, study_name: str, parent: _Parent, index: int, refused: Any) -> None:
+def _end_abandoned(study: Study, parent: _Parent) -> None:
+    """End what earlier commands left RUNNING under the study's run: their trials' runs, and trainings of a winner."""
+    if parent.run_id:
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        end_abandoned_children(parent.run_id, {trial.user_attrs.get(studies.RUN, "") for trial in running})
+
+
+def work(
+    kind: Sweep,
+    config: Config,
+    space: Space,
+    study_name: str,
+    parent: _Parent,
+    fresh: bool,
+    index: int,
+    refused: Any,
+) -> None:
     """One worker process: everything that trials share once, then trial after trial."""
     SigtermRaises().install()
-    prepare_worker(config.workers)
+    prepare_worker(config.workers, index)
     try:
-        storage = _open(config)
-        study = optuna.load_study(study_name=study_name, storage=storage, pruner=make_pruner(config.pruner))
-        begun = sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(config.sampler, space, config.seed + begun + index)
+        study = optuna.load_study(study_name=study_name, storage=_open(config), pruner=make_pruner(config.pruner))
+        own = config.seed + index if fresh else zlib.crc32(studies.this_process().encode())
+        study.sampler = make_sampler(config.sampler, space, config.seed if config.sampler == "grid" else own)
         objective = kind.objective(config, space, study)
         open_child = children_opener(parent.run_id) if parent.run_id else partial(_folder, parent.folder)
     except InputError as error:
         refused.put(str(error))
         return
-    run_trials(study, config.n_trials, partial(run_trial, kind.stage, objective, open_child))
+
+    def enough() -> bool:
+        return studies.taken(study) >= config.n_trials or is_exhausted(study, config.sampler, space)
+
+    run_trials(study, enough, partial(run_trial, kind.stage, objective, open_child))
 
 
-def run_trials(study: Study, wanted: int, trial_function: Callable[[Trial], Any]) -> None:
-    """Trial after trial, until the study has as many as are wanted, or is being run by others.
+def run_trials(study: Study, enough: Callable[[], bool], trial_function: Callable[[Trial], Any]) -> None:
+    """Trial after trial, until there are enough, done or under way, or the driver is gone.
 
     Raises
     ------
     RuntimeError
         If several fail in a row.
     """
-    failures, number = 0, 0
+    failures, number = 0, -1
 
     def counted(trial: Trial) -> Any:
         nonlocal failures, number
@@ -235,17 +282,17 @@ def run_trials(study: Study, wanted: int, trial_function: Callable[[Trial], Any]
         except optuna.TrialPruned:
             failures = 0
             raise
-        if np.isnan(values).any():
-            raise ValueError(f"trial {trial.number}: a value is no number: {values}")
-        failures = 0
+        if not np.isnan(values).any():  # else Optuna takes it for failed
+            failures = 0
         return values
 
-    while studies.taken(study) < wanted and not is_exhausted(study) and not is_orphan():
+    while not enough() and not is_orphan():
+        number = -1
         try:
             study.optimize(counted, n_trials=1, catch=(Exception,))
         except (ValueError, AssertionError, UpdateFinishedTrialError):
             # Optuna has a different error for each moment at which it finds out.
-            if not studies.is_finished(study, number):
+            if number < 0 or not studies.is_finished(study, number):
                 raise
             logger.warning("trial %d was given up for lost while it ran: it gave no sign of life", number)
         if failures >= FAILURES_IN_A_ROW:
@@ -269,6 +316,8 @@ def run_trial(
     with open_child(f"trial-{trial.number:04d}", tags) as tracker:
         trial.set_user_attr(studies.RUN, tracker.run_id)
         values = objective(trial, tracker)
+        if np.isnan(values).any():
+            raise ValueError(f"trial {trial.number}: a value is no number: {values}")
         if studies.is_finished(trial.study, trial.number):
             raise RuntimeError("given up for lost while it ran: another trial has taken its place")
         return values

@@ -4,6 +4,7 @@
 # mypy: disable-error-code="assignment"
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -58,6 +59,10 @@ class SweepPruningConfig(SweepConfig, PruneConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_words(self, objective=OBJECTIVES["prune"], score=SCORES)
+        if self.trial_train_samples is not None and not self.trial_epochs:
+            raise InputError(
+                f"--trial_train_samples {self.trial_train_samples}: trials train with --trial_epochs 1 or more only"
+            )
         if self.objective == "pareto" and self.score != "kl":
             raise InputError(
                 f"--score {self.score}: a Pareto study is over the KL; accepted with --objective constrained"
@@ -85,7 +90,8 @@ class SweepPruningConfig(SweepConfig, PruneConfig):
     def pruning(self, **others: Any) -> PruneConfig:
         """The options of one pruning, with others in place of some."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(PruneConfig)}
-        # Thresholds say how much stays; a budget beside them would say it twice.
+        # Thresholds say how much stays; a budget beside them would say it twice. Until a trial chooses, all stays.
+        own |= {"attention_thresholds": "0", "ffn_thresholds": "0"}
         return PruneConfig(**own | {"budget": None, "budget_of": "flops", "seeds": None, "run_name": None} | others)
 
 
@@ -115,6 +121,11 @@ class SweepFreezingConfig(SweepConfig, FineTuneConfig):
         if self.budget is not None and not (0 < self.budget <= 1 and self.objective == "constrained"):
             raise InputError(
                 f"--budget {self.budget}: accepted are shares above 0, at most 1, with --objective constrained"
+            )
+        if (self.trial_train_samples or 0) > (self.max_train_samples or math.inf):
+            raise InputError(
+                f"--trial_train_samples {self.trial_train_samples}: the winner trains on --max_train_samples "
+                f"{self.max_train_samples}; accepted are at most so many"
             )
         if self.trial_epochs == 0:
             raise InputError("--trial_epochs 0: accepted are whole numbers from 1")

@@ -16,7 +16,7 @@ from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.fine_tune import Job, assemble, evaluation, freeze_schedule, train_job
 from bertdyn.steps.preparation import load_texts, make_accelerator, make_task
 from bertdyn.steps.sweep_config import SweepFreezingConfig
-from bertdyn.steps.sweep_pruning import note
+from bertdyn.sweeping import studies
 from bertdyn.sweeping.space import Number, Space, Switch, read_space
 from bertdyn.sweeping.studies import Direction, check_data
 from bertdyn.tracking.locations import resolve_model
@@ -108,7 +108,7 @@ def first_trials(config: SweepFreezingConfig, space: Space) -> dict[str, dict[st
     for origin, own in wanted.items():
         params = space.scatter(NOTHING_FROZEN | rate | own)
         if params is not None and params not in found.values():
-            found[origin] = params
+            found[space.named(origin, NOTHING_FROZEN | rate | own, params)] = params
     return found
 
 
@@ -136,16 +136,16 @@ class FreezingTrials:
         job = assemble(config, tracker, tracker.folder, self.accelerator(), self.texts, self.task)
         schedule = freeze_schedule(config, job.model)
         layers = self.space.kinds["freeze_layers"].high  # type: ignore[union-attr]
-        cost = training_cost(schedule, int(layers), config.num_train_epochs)
+        cost = training_cost(schedule, int(layers), self.config.num_train_epochs)  # of the winner's training
         tracker.log_metrics({"cost/training_flops": cost}, 0)
-        note(trial, training_flops=cost)
+        studies.note(trial, training_flops=cost)
         if self.config.limit is not None:
             trial.set_constraint("training_flops", cost - self.config.limit)
             if cost > self.config.limit:
                 raise optuna.TrialPruned("above the budget, which is known before any training")
         history = self.train(job, schedule, trial)
         best = min(history[1:], key=lambda metrics: metrics[LOSS])
-        note(trial, **{n: best[f"eval/{n}"] for n in ("accuracy", "macro_f1", "f1") if f"eval/{n}" in best})
+        studies.note(trial, **{n: best[f"eval/{n}"] for n in ("accuracy", "macro_f1", "f1") if f"eval/{n}" in best})
         return best[LOSS]
 
     def train(self, job: Job, schedule: FreezeSchedule, trial: Trial) -> list[dict[str, float]]:
@@ -154,7 +154,7 @@ class FreezingTrials:
         def report(progress: Progress) -> None:
             if progress.epoch:
                 trial.report(progress.metrics[LOSS], progress.epoch)
-                if trial.should_prune():
+                if progress.epoch < job.config.num_train_epochs and trial.should_prune():
                     raise optuna.TrialPruned(f"after epoch {progress.epoch}")
 
         listeners = [

@@ -15,7 +15,7 @@ from bertdyn.steps.fine_tune import fine_tune
 from bertdyn.steps.seeds import earlier_result, t_interval
 from bertdyn.steps.sweep_config import SweepFreezingConfig
 from bertdyn.steps.sweep_freezing import NOTHING_FROZEN, consistent, value_names
-from bertdyn.steps.sweep_report import chosen_lines, importance_line, record_trials, trial_lines
+from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import complete
 from bertdyn.sweeping.space import Space
@@ -113,7 +113,7 @@ def train_all(
         for seed in config.seed_list():
             register = config.register_as if name == "winner" and seed == config.seed_list()[0] else None
             own = dataclasses.replace(training, seed=seed, register_as=register)
-            run_name = f"{name}-{winner.number:04d}-s{seed}"
+            run_name = f"{name}-{winner.number:04d}-s{seed}-{options_digest(own)}"
             with tracker.child(run_name, own.tags() | {"bertdyn.stage": "fine-tune"}) as child:
                 scores = (earlier_result(child) or fine_tune(own, child)).scores
                 links.setdefault(name, []).append(child.link())
@@ -169,6 +169,8 @@ def paired(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
 def unfrozen_line(table: pd.DataFrame) -> str:
     """The best trial in which nothing was frozen: what the search found without freezing."""
     frozen = table[[name for name in ("param/freeze_layers", "param/freeze_embeddings") if name in table]]
+    if frozen.shape[1] < 2:
+        return ""
     open_ones = table[(frozen.fillna(0).astype(int).sum(axis=1) == 0) & (table["state"] == "complete")]
     if open_ones.empty:
         return "No trial without freezing came to its end."
@@ -188,8 +190,9 @@ def score_lines(scores: pd.DataFrame, differences: pd.DataFrame, links: dict[str
         )
     lines += ["", "The winner less (points, 95 % interval):", ""]
     for row in differences.to_dict("records"):
-        lines.append(
-            f"- {WORDS[row['other']]}: {100 * row['difference']:+.2f} ({100 * row['difference_low']:+.2f} to "
-            f"{100 * row['difference_high']:+.2f}, over {row['over']})"
-        )
+        interval = "one seed, no interval"
+        if not np.isnan(row["difference_low"]):
+            low, high = 100 * row["difference_low"], 100 * row["difference_high"]
+            interval = f"{low:+.2f} to {high:+.2f}, over {row['over']}"
+        lines.append(f"- {WORDS[row['other']]}: {100 * row['difference']:+.2f} ({interval})")
     return lines

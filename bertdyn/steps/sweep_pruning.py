@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from bertdyn.data.batching import make_batches
 from bertdyn.errors import InputError
+from bertdyn.models.anatomy import max_length
+from bertdyn.models.fingerprint import weights_fingerprint
 from bertdyn.models.loading import load_config
 from bertdyn.models.parts import PARTS, family_of
 from bertdyn.models.unpadded import is_unpadded
@@ -26,7 +28,7 @@ from bertdyn.pruning.budget import by_budget
 from bertdyn.pruning.config import COMPENSATIONS, CRITERIA
 from bertdyn.pruning.cost import Costs, flop_costs, latency_costs, parameter_costs
 from bertdyn.pruning.latency_table import latency_table
-from bertdyn.pruning.plan import Plan
+from bertdyn.pruning.plan import Plan, identity
 from bertdyn.pruning.scores import comparable
 from bertdyn.pruning.search import Looked, apply, cut, look
 from bertdyn.pruning.shape import shape_of
@@ -37,6 +39,7 @@ from bertdyn.steps.prune_source import calibrate, check_prunable, load_dense, op
 from bertdyn.steps.recovery import Recovery, recover
 from bertdyn.steps.sources import find_states, with_source_data, within_source_limits
 from bertdyn.steps.sweep_config import SweepPruningConfig
+from bertdyn.sweeping import studies
 from bertdyn.sweeping.space import Number, PerLayer, Space, Words, read_space
 from bertdyn.sweeping.studies import Direction, check_data
 from bertdyn.tasks.task import Task
@@ -91,6 +94,15 @@ def space_of(config: SweepPruningConfig) -> Space:
             "compensation": Words(COMPENSATIONS),
         },
     )
+    if config.criterion == "auto" and not space.choices("criterion"):
+        raise InputError("--criterion auto: a trial takes one; name it, or let the trials choose in the space")
+    if config.allow_empty and layers < model.num_hidden_layers:
+        raise InputError("--allow_empty true: the layers of this encoder share their weights; accepted is false")
+    if config.budget_of == "latency" and config.cost_length > max_length(model):
+        raise InputError(
+            f"--cost_length {config.cost_length}: this model has no positions for so many tokens; accepted are at most "
+            f"{max_length(model)}"
+        )
     if not quantile and len(space.choices("criterion")) > 1:
         raise InputError("--threshold_kind absolute: scores of several criteria share no scale; fix the criterion")
     space.check_free(config, ("criterion", "compensation"))
@@ -123,9 +135,10 @@ def first_trials(config: SweepPruningConfig, space: Space) -> dict[str, dict[str
         if origin in SYSTEM_4:
             theirs = {"criterion": "activation_change", "compensation": "none"}
             words |= {name: word for name, word in theirs.items() if word in space.choices(name)}
-        params = space.scatter({"attention_thresholds": attention, "ffn_thresholds": ffn} | words)
+        own = {"attention_thresholds": attention, "ffn_thresholds": ffn} | words
+        params = space.scatter(own)
         if params is not None and params not in found.values():
-            found[origin] = params
+            found[space.named(origin, own, params)] = params
     return found
 
 
@@ -180,7 +193,7 @@ class PruningTrials:
         self.source = open_source(self.base)
         set_seed(config.seed)
         self.dense = load_dense(self.base, self.source)
-        self.shape = shape_of(self.dense)
+        self.shape, self.fingerprint = shape_of(self.dense), weights_fingerprint(self.dense)
         self.calibration = calibrate(self.base, self.source, self.dense)
         # Statistics need the padding computed, everything else is faster without.
         self.teacher = without_padding(load_dense(self.base, self.source), self.base)
@@ -256,6 +269,8 @@ class PruningTrials:
             If none does.
         """
         scores = self.looked(settings.compensation).scores(settings.criterion)
+        if cost >= 1:
+            return identity(self.shape)
         low, high, found = 0.0, 1.0, None
         for _ in range(20):
             middle = (low + high) / 2
@@ -281,15 +296,18 @@ class PruningTrials:
         chosen = self.space.suggest(trial)
         tracker.log_config(trial.params)
         settings = self.settings(chosen)
-        made = self.cut(settings)
-        made.plan.save(tracker.folder / "plan.json")
+        try:
+            made = self.cut(settings)
+        except InputError as error:  # absolute thresholds that remove everything
+            raise optuna.TrialPruned(str(error)) from error
+        dataclasses.replace(made.plan, fingerprint=self.fingerprint).save(tracker.folder / "plan.json")
         tracker.publish("plan.json")
         costs = {f"cost/{self.config.budget_of}": made.cost}
         if self.config.budget_of != "parameters":
             whole = parameter_costs(self.shape)
             costs["cost/parameters"] = whole.of(made.plan.result) / whole.of(self.shape)
         tracker.log_metrics(costs, 0)
-        note(trial, cost=made.cost, parameters=costs["cost/parameters"])
+        studies.note(trial, cost=made.cost, parameters=costs["cost/parameters"])
         limit = self.config.limit if self.config.objective == "constrained" else None
         if limit is not None:
             trial.set_constraint("cost", made.cost - limit)
@@ -299,7 +317,9 @@ class PruningTrials:
         else:
             metrics = self.validation(made.model)
             tracker.log_metrics({f"eval/{name}": value for name, value in metrics.items()}, 0)
-        note(trial, **{name: metrics[name] for name in ("kl", "agreement", "accuracy", "f1") if name in metrics})
+        studies.note(
+            trial, **{name: metrics[name] for name in ("kl", "agreement", "accuracy", "f1") if name in metrics}
+        )
         return (metrics["kl"], made.cost) if self.config.objective == "pareto" else self.value(metrics)
 
     def value(self, metrics: dict[str, float]) -> float:
@@ -323,7 +343,7 @@ class PruningTrials:
             epochs.append({name.removeprefix("eval/"): value for name, value in progress.metrics.items()})
             if self.config.objective == "constrained":
                 trial.report(self.value(epochs[-1]), progress.epoch)
-                if trial.should_prune():
+                if progress.epoch < config.num_train_epochs and trial.should_prune():
                     raise optuna.TrialPruned(f"after epoch {progress.epoch}")
 
         recover(recovery, model, tracker, keep_checkpoints=False, score=self.validation, listeners=[AtEpochEnd(report)])
@@ -355,9 +375,3 @@ def as_options(chosen: dict[str, Any]) -> dict[str, Any]:
 
 def _list(values: Sequence[float]) -> str:
     return ",".join(repr(float(number)) for number in values)
-
-
-def note(trial: Trial, **values: float) -> None:
-    """Keep numbers with a trial, beside its values."""
-    for name, value in values.items():
-        trial.set_user_attr(name, float(value))

@@ -19,7 +19,7 @@ from bertdyn.steps.prune_seeds import report as seeds_report
 from bertdyn.steps.sources import label_of, tags_of
 from bertdyn.steps.sweep_config import SweepPruningConfig, seeds_of
 from bertdyn.steps.sweep_pruning import LATENCY, PartScorer, PruningTrials, value_names
-from bertdyn.steps.sweep_report import chosen_lines, importance_line, record_trials, trial_lines
+from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import complete, front, knee
 from bertdyn.sweeping.space import Space
@@ -51,7 +51,10 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
     shown = table.assign(cost=table["attr/cost"], kl=table["attr/kl"])
     tracker.log_table(shown[shown["number"].isin([trial.number for trial in best])], "pareto")
     numbers = [trial.number for trial in best]
-    figure = pareto(shown, numbers, references, config.budget_of, f"What can be had at which cost: {label}")
+    note = "no training after the cut"
+    if config.trial_epochs:
+        note = f"trials after {config.trial_epochs} epoch(s) of recovery; winner and its likes after the cut"
+    figure = pareto(shown, numbers, references, config.budget_of, f"What can be had at which cost: {label}", note)
     tracker.log_figure(figure, "pareto")
     del trials  # the winner's training loads its own
     lines, metrics = train_winner(config, settings, winner, tracker)
@@ -166,7 +169,8 @@ def train_winner(
             calibration_seed=settings.calibration_seed + seed,
             register_as=config.register_as if seed == seeds[0] else None,
         )
-        with tracker.child(f"winner-{winner.number:04d}-s{seed}", tags_of(own) | {"bertdyn.stage": "prune"}) as child:
+        name = f"winner-{winner.number:04d}-s{seed}-{options_digest(own)}"
+        with tracker.child(name, tags_of(own) | {"bertdyn.stage": "prune"}) as child:
             tables.append(scores_of(own, child).assign(seed=seed))
             links[seed] = child.link()
             differences = pd.read_parquet(child.fetch("differences.parquet"))
@@ -185,8 +189,10 @@ def train_winner(
         lines = [f"One seed, {links[seeds[0]]}: test {score} {test[score].mean():.4f}.", ""]
         lines += difference_lines(differences)
     for row in differences[differences["stage"] == last].to_dict("records"):
+        # One seed: the dense model before any training is there, too.
+        before = row.get("other_stage", last) != last
         for end in ("", "_low", "_high"):
-            metrics[f"test/{score}_minus_{row['other']}{end}"] = row[f"difference{end}"]
+            metrics[f"test/{score}_minus_{row['other']}{'_before' if before else ''}{end}"] = row[f"difference{end}"]
     return lines, metrics
 
 

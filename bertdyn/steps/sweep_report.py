@@ -1,6 +1,9 @@
 """What every sweep leaves behind: its trials as a table, figures over them, and lines of a report."""
 
+import dataclasses
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +11,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from bertdyn.plots.sweeps import front_history, history, importance, parallel_coordinates
+from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import area_history, importances, trials_table
 from bertdyn.sweeping.storage import without_password
 from bertdyn.tracking.tracker import Tracker
@@ -41,7 +45,8 @@ def record_trials(
         figure = history(table, main, higher_is_better, label, f"Trials: {title}")
     else:
         points = done[list(values)].to_numpy(dtype=np.float64)
-        area = area_history(points, points.max(axis=0)) if len(points) else np.array([])
+        # The worst of the first ten: the same when more trials come.
+        area = area_history(points, points[:10].max(axis=0)) if len(points) else np.array([])
         figure = front_history(done.assign(area=area), values, f"Trials: {title}")
         for number, share in zip(done["number"], area, strict=True):
             tracker.log_metrics({"sweep/hypervolume": share}, number)
@@ -60,12 +65,17 @@ def record_trials(
     return table
 
 
+def options_digest(config: Any) -> str:
+    """Four letters that stand for all options of a training: a child run of another training is not taken for it."""
+    return hashlib.sha256(repr(dataclasses.asdict(config)).encode()).hexdigest()[:4]
+
+
 def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
     """How many trials there were, by what, and where they are."""
     counts = table["state"].value_counts()
     said = ", ".join(f"{counts[state]} {words}" for state, words in COUNTED.items() if state in counts)
-    infeasible = int((~table.loc[table["state"] == "complete", "feasible"]).sum())
-    said += f"; {infeasible} of the first are above the budget" if infeasible else ""
+    infeasible = int((~table.loc[table["state"].isin(["complete", "pruned"]), "feasible"]).sum())
+    said += f"; {infeasible} of these are above the budget" if infeasible else ""
     if len(study.directions) > 1:
         said += "; none can be stopped early: Optuna does not with two objectives"
     again = int(table["retry_of"].notna().sum())
@@ -78,7 +88,7 @@ def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
 
 
 def importance_line(study: Study, values: Sequence[str]) -> list[str]:
-    """The three parameters that matter most, for each value."""
+    """The three parameters that decide most, for each value."""
     found = importances(study, values)
     lines = []
     for name in values:
@@ -86,12 +96,12 @@ def importance_line(study: Study, values: Sequence[str]) -> list[str]:
         if len(of):
             said = ", ".join(f"{row.parameter} {row.importance:.0%}" for row in of.itertuples())
             lines.append(f"- {LABELS[name]}: {said}")
-    return ["Spread accounted for (PED-ANOVA):", "", *lines, ""] if lines else []
+    return ["What decides whether a trial is among the best (PED-ANOVA):", "", *lines, ""] if lines else []
 
 
 def chosen_lines(trial: FrozenTrial) -> list[str]:
     """What a trial chose, as a list."""
-    origin = trial.user_attrs.get("origin")
+    origin = trial.user_attrs.get(studies.ORIGIN)
     came = f"tried first as *{origin}*" if origin else "chosen by the sampler"
     said = ", ".join(f"`{name}` {_shown(value)}" for name, value in trial.params.items())
     return [f"Trial {trial.number} ({came}): {said}.", ""]

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from optuna import Study
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bertdyn.sweeping import studies
@@ -96,41 +97,45 @@ def area_history(values: np.ndarray, reference: Sequence[float]) -> np.ndarray:
 
 
 def knee(points: np.ndarray) -> int:
-    """Which point of a front bends it most: the farthest from the line between the ends, both axes scaled to 0..1.
+    """Which point of a front bends it most: the farthest below the line between its ends, both axes scaled to 0..1.
 
     Parameters
     ----------
     points
-        [points, 2], both low, in the order of the front. With fewer than three, the first.
+        [points, 2], both low, in the order of the front. With fewer than three, or none below the line, the last.
 
     Source: the knee of Satopää et al. 2011 ("Kneedle") without its smoothing.
     """
     low, high = points.min(axis=0), points.max(axis=0)
     if len(points) < 3 or (high == low).any():
-        return 0
+        return len(points) - 1
     scaled = (points - low) / (high - low)
-    (x0, y0), (x1, y1) = scaled[0], scaled[-1]
-    below = (y1 - y0) * scaled[:, 0] - (x1 - x0) * scaled[:, 1] + x1 * y0 - y1 * x0
-    return int(np.argmax(np.abs(below)))
+    below = 1 - scaled.sum(axis=1)  # the ends of a front are (0, 1) and (1, 0)
+    return int(np.argmax(below)) if below.max() > 1e-12 else len(points) - 1
 
 
 def importances(study: Study, values: Sequence[str]) -> pd.DataFrame:
-    """How much of the spread of each value each parameter accounts for: value, parameter, importance (sum 1).
+    """How much each parameter decides whether a trial is among the best: value, parameter, importance (sum 1).
 
-    By Optuna's PED-ANOVA (Watanabe et al. 2023); empty where there are too few trials, or all are alike.
+    By Optuna's PED-ANOVA (Watanabe et al. 2023) over the trials that came to their end within all constraints; empty
+    where there are too few, or all are alike.
     """
+    within = optuna.create_study(directions=study.directions)
+    within.add_trials(complete(study))
     rows = []
     for i, name in enumerate(values):
         if np.ptp([trial.values[i] for trial in complete(study)] or [0.0]) == 0:
             continue
 
-        def one(trial: FrozenTrial, i: int = i) -> float:
-            return float(trial.values[i])
+        sign = -1 if study.directions[i] == StudyDirection.MAXIMIZE else 1
+
+        def one(trial: FrozenTrial, i: int = i, sign: int = sign) -> float:
+            return sign * float(trial.values[i])  # for which low is taken to be good
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = optuna.importance.get_param_importances(study, target=one)
+                found = optuna.importance.get_param_importances(within, target=one)
         except (ValueError, RuntimeError):
             continue
         rows += [{"value": name, "parameter": key, "importance": value} for key, value in found.items()]

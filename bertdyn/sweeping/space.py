@@ -26,6 +26,7 @@ from optuna.distributions import (
 
 from bertdyn.errors import InputError
 
+MOST_POINTS = 100_000
 RANGE_KEYS = ("low", "high", "log", "step")
 
 
@@ -124,6 +125,17 @@ class Space:
                 params[key] = nearest
         return params
 
+    def named(self, origin: str, wanted: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+        """`origin`, with a word on it where `scatter` could only come near what was wanted."""
+        found = self.gather(params)
+        for name, value in found.items():
+            kind = self.kinds[name]
+            exact = interpolated(wanted[name], kind.layers) if isinstance(kind, PerLayer) else value
+            same = np.allclose(exact, value) if isinstance(kind, PerLayer) else value == wanted[name]
+            if not same:
+                return f"{origin}, as near as the space allows"
+        return origin
+
     def check_free(self, config: Any, names: Iterable[str]) -> None:
         """Raise `InputError` if an option is given that trials choose: it would say nothing."""
         for name in names:
@@ -146,9 +158,16 @@ class Space:
         Raises
         ------
         InputError
-            If a range has no steps.
+            If a range has no steps, or there are too many points.
         """
-        return {name: _all_values(name, distribution) for name, distribution in self.free.items()}
+        values = {name: _all_values(name, distribution) for name, distribution in self.free.items()}
+        points = math.prod(map(len, values.values()))
+        if points > MOST_POINTS:
+            raise InputError(
+                f"--sampler grid: {points:.3g} points; accepted are at most {MOST_POINTS}: fix parameters, give layers "
+                "the same threshold (layers: same), or take larger steps"
+            )
+        return values
 
 
 def layer_name(name: str, layer: int) -> str:

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_RETRIES = 2
 """How often a trial whose process died is begun anew: one that kills every process that tries it is given up."""
 SETUP, DATA, PARENT = "bertdyn.setup", "bertdyn.data", "mlflow_run_id"
-LEADER, CONCLUDED = "bertdyn.leader", "bertdyn.concluded"
+LEADER, READY, CONCLUDED = "bertdyn.leader", "bertdyn.ready", "bertdyn.concluded"
 WORKER, RUN, ORIGIN = "worker", "mlflow_run_id", "origin"
 """Attributes of a study, and of a trial."""
 BEAT = "bertdyn.beat:"
@@ -52,32 +52,32 @@ def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
 
 
 def begin_study(
-    storage: BaseStorage, name: str, directions: Sequence[Direction], setup: dict[str, Any], parent: str | None
-) -> optuna.Study:
-    """A new study, with what all of its trials share and the MLflow run that they belong to, led by this process.
-
-    Raises
-    ------
-    InputError
-        If there has been one of this name for a moment.
-    """
+    storage: BaseStorage, name: str, directions: Sequence[Direction], setup: dict[str, Any]
+) -> optuna.Study | None:
+    """A new study, with what all of its trials share, led by this process; None if another was a moment faster."""
     try:
         study = optuna.create_study(study_name=name, storage=storage, directions=list(directions))
-    except DuplicatedStudyError as error:
-        raise InputError(
-            f"--study_name {name!r}: another command has just begun that study; start this one again to join"
-        ) from error
+    except DuplicatedStudyError:
+        return None
     study.set_user_attr(LEADER, {"process": this_process(), "beat": time.time()})
     study.set_user_attr(SETUP, setup)
-    study.set_user_attr(PARENT, parent)
     return study
 
 
 def wait_until_begun(study: optuna.Study, seconds: float = 5) -> None:
     """Wait until a study that another command is just about to begin says what it is about."""
     deadline = time.monotonic() + seconds
-    while SETUP not in study.user_attrs and LEADER in study.user_attrs and time.monotonic() < deadline:
+    while SETUP not in study.user_attrs and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+def wait_until_ready(study: optuna.Study) -> bool:
+    """Wait until the first trials are queued by who leads the study; False if it dies before."""
+    while not study.user_attrs.get(READY):
+        if led_by_another(study) is None:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def check_data(study: optuna.Study, fingerprint: str) -> None:
@@ -121,9 +121,15 @@ def concluded(study: optuna.Study) -> int:
     return int(study.user_attrs.get(CONCLUDED, 0))
 
 
-def conclude(study: optuna.Study) -> None:
-    """Say that the report is about the trials that have an outcome now."""
-    study.set_user_attr(CONCLUDED, finished(study))
+def conclude(study: optuna.Study, trials: int) -> None:
+    """Say that the report is about so many trials."""
+    study.set_user_attr(CONCLUDED, trials)
+
+
+def note(trial: optuna.Trial, **values: float) -> None:
+    """Keep numbers with a trial, beside its values."""
+    for name, value in values.items():
+        trial.set_user_attr(name, float(value))
 
 
 def this_process() -> str:
@@ -157,6 +163,11 @@ def is_finished(study: optuna.Study, number: int) -> bool:
 def count(study: optuna.Study, *states: TrialState) -> int:
     """How many trials are in one of these states."""
     return sum(trial.state in states for trial in study.get_trials(deepcopy=False))
+
+
+def begun(study: optuna.Study) -> int:
+    """Trials that are not waiting any more."""
+    return sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
 
 
 def taken(study: optuna.Study) -> int:
@@ -198,12 +209,18 @@ def beating(study: optuna.Study, *, leads: bool) -> Iterator[None]:
             study.set_user_attr(LEADER, None)
 
 
-class Machines:
-    """Which machines gave a sign of life, by the clock of this process: those of two machines may differ."""
+class Watch:
+    """Who gave a sign of life, by the clock of this process: those of two machines may differ."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}
         """Machine → what it last said, and when that was first seen here."""
+        self._nameless: dict[int, float] = {}
+        """Number of a trial that says not whose it is → when that was first seen here."""
+
+    def waited_for_name(self, number: int) -> float:
+        """For how many seconds a trial has not said whose it is."""
+        return time.monotonic() - self._nameless.setdefault(number, time.monotonic())
 
     def silent(self, study: optuna.Study) -> set[str]:
         """The machines that have given none for `DEAD_AFTER` seconds."""
@@ -215,20 +232,21 @@ class Machines:
         return {host for host, (_, seen) in self._seen.items() if now - seen > DEAD_AFTER}
 
 
-def bury(study: optuna.Study, abandon: Abandon, silent: Collection[str] = ()) -> list[int]:
+def bury(study: optuna.Study, abandon: Abandon, watch: Watch, *, has_heartbeat: bool = False) -> list[int]:
     """End the trials whose processes are gone, and queue them anew; their numbers.
 
     Parameters
     ----------
-    silent
-        Other machines that are taken for dead.
+    has_heartbeat
+        Whether the storage itself notices trials of other machines that give no sign of life; else machines that
+        give none are taken for dead.
     """
+    silent = set() if has_heartbeat else watch.silent(study)
     buried = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get(WORKER)
         if worker is None:  # it died before it could say who it was, or another is just about to
-            started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            dead = time.time() - started > _NAMELESS_SECONDS
+            dead = watch.waited_for_name(trial.number) > _NAMELESS_SECONDS
         else:
             alive = is_alive(worker)
             dead = worker.rsplit(":", 2)[0] in silent if alive is None else not alive

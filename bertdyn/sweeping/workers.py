@@ -103,8 +103,11 @@ def quiet() -> None:
     warnings.simplefilter("ignore", ExperimentalWarning)
 
 
-def prepare_worker(workers: int) -> None:
-    """Settings of a worker process: its share of the cores; Ctrl-C is the driver's, which stops it by SIGTERM."""
+def prepare_worker(workers: int, index: int) -> None:
+    """Settings of a worker process: its share of the cores, its GPU; Ctrl-C is the driver's, which sends SIGTERM."""
+    devices = torch.cuda.device_count()  # does not begin to use one
+    if devices > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(index % devices)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet()
     transformers_logging.set_verbosity_error()  # that a head is new is no news here

@@ -7,7 +7,7 @@ resumed. When `mlflow run` resumes an earlier run, the launcher's run points to 
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -160,6 +160,21 @@ def end_abandoned(run_id: str) -> None:
             client.set_terminated(run_id, "FAILED")
     except (MlflowException, InputError) as error:
         logger.warning("run %s of a process that died cannot be ended: %s", run_id, first_line(error))
+
+
+def end_abandoned_children(run_id: str, alive: Collection[str]) -> None:
+    """End the runs inside a run, and inside those, that are RUNNING though nobody writes them.
+
+    Parameters
+    ----------
+    alive
+        Ids of runs that somebody writes.
+    """
+    client = connect()
+    for child in children(client, find_run(client, run_id)):
+        if child.info.status == "RUNNING" and child.info.run_id not in alive:
+            end_abandoned_children(child.info.run_id, alive)
+            end_abandoned(child.info.run_id)
 
 
 def point_launcher(run_id: str, stage: str) -> None:

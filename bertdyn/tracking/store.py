@@ -58,6 +58,11 @@ def connect() -> MlflowClient:
     return client
 
 
+def tracking_uri() -> str:
+    """Where MLflow's environment says that runs are recorded."""
+    return mlflow.get_tracking_uri()
+
+
 def find_run(client: MlflowClient, run_id: str) -> Run:
     """The run, with its params, tags and artifact location.
 

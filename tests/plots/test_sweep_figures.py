@@ -83,7 +83,7 @@ def drawn_front_history(title="t", **options):
 
 def drawn_pareto(title="t", **options):
     table = trials(stopped=0, **options)
-    return table, pareto(table, front_of(table), references(), "flops", title)
+    return table, pareto(table, front_of(table), references(), "flops", title, "no training after the cut")
 
 
 def drawn_coordinates(higher=False, title="t", **options):
@@ -208,7 +208,7 @@ def test_the_front_advances_where_a_trial_gained(name):
             assert points(axes, f"{words} ({len(of)})") == rows(of, "number", "area")
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["front so far", *(f"{words} ({len(of)})" for words, of in groups.items() if len(of))]
-    assert axes.get_title() == "hypervolume of kl and flops below the worst of all trials"
+    assert axes.get_title() == "hypervolume of kl and flops below the worst of the first ten trials"
 
 
 # Cost and nearness ---------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_the_front_and_what_stands_beside_the_winner(name):
 
 def test_a_winner_that_says_what_the_dense_model_says_is_drawn():
     table = trials(count=5, stopped=0).assign(kl=0.0)
-    figure = pareto(table, [0], references((1.0, 0.0)), "flops", "t")
+    figure = pareto(table, [0], references((1.0, 0.0)), "flops", "t", "n")
     assert collisions(figure) == []
     [(_, y)] = lines(figure.axes[0])["the winner"][0]
     assert y > 0

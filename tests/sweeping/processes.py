@@ -65,12 +65,12 @@ def prepared(folder, index, refused):
     from bertdyn.sweeping.workers import is_orphan, prepare_worker
 
     del os.environ["OMP_NUM_THREADS"]
-    prepare_worker(2)
+    prepare_worker(2, 0)
     os.kill(os.getpid(), signal.SIGINT)
     share = torch.get_num_threads()
     os.environ["OMP_NUM_THREADS"] = "2"
     torch.set_num_threads(2)  # as the library does when it is loaded
-    prepare_worker(2)
+    prepare_worker(2, 0)
     (folder / f"{index}.txt").write_text(f"{share} {torch.get_num_threads()} {is_orphan()}")
 
 

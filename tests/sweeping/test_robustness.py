@@ -29,11 +29,11 @@ def test_a_trial_that_was_given_up_while_it_ran_does_not_end_the_worker(ends):
                 trial.set_user_attr("cost", 1.0)
         return 1.0
 
-    run_trials(study, 2, trial_function)
+    run_trials(study, enough(study, 2), trial_function)
     assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
-def test_values_that_are_no_numbers_are_failures():
+def test_values_that_are_no_numbers_are_failures(tmp_path):
     study, count = optuna.create_study(), itertools.count()
 
     def diverged(trial):
@@ -42,25 +42,25 @@ def test_values_that_are_no_numbers_are_failures():
         return float("nan")
 
     with pytest.raises(RuntimeError, match="3 trials failed in a row"):
-        run_trials(study, 2, diverged)
+        run_trials(study, enough(study, 2), diverged)
 
 
 def test_burying_does_not_change_what_is_known_of_the_dead(tmp_path):
-    study = studies.begin_study(open_storage(str(tmp_path / "j")), "s", ["minimize"], {}, None)
+    study = studies.begin_study(open_storage(str(tmp_path / "j")), "s", ["minimize"], {})
     dead = studies.this_process().rsplit(":", 1)[0] + ":1.00"
     for _ in range(2):
         study.ask().set_user_attr(studies.WORKER, dead)
-        studies.bury(study, print)
+        studies.bury(study, print, studies.Watch())
     assert studies.retried(study.trials[1]) == [0]
     assert trials_table(study, ["kl"])["retry_of"].tolist()[1] == 0
 
 
 def test_a_trial_that_is_given_up_is_not_said_to_be_tried_again(tmp_path, caplog):
-    study = studies.begin_study(open_storage(str(tmp_path / "j")), "s", ["minimize"], {}, None)
+    study = studies.begin_study(open_storage(str(tmp_path / "j")), "s", ["minimize"], {})
     dead = studies.this_process().rsplit(":", 1)[0] + ":1.00"
     for _ in range(3):
         study.ask().set_user_attr(studies.WORKER, dead)
-        studies.bury(study, print)
+        studies.bury(study, print, studies.Watch())
     assert not studies.count(study, TrialState.WAITING)
     assert "tried again" not in caplog.messages[-1]
 
@@ -69,6 +69,10 @@ def test_a_process_lives_on_when_the_clock_is_set(monkeypatch):
     name, boot = studies.this_process(), psutil._pslinux.boot_time()
     monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + 1)  # btime of /proc/stat after NTP has stepped
     assert studies.is_alive(name)
+
+
+def enough(study, trials):
+    return lambda: studies.taken(study) >= trials
 
 
 KINDS = {

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 def filled(opened):
     """A study with one trial of each state, as some process leaves it."""
-    study = studies.begin_study(opened, "thresholds", ["minimize", "maximize"], {"dataset": "sst2"}, "run")
+    study = studies.begin_study(opened, "thresholds", ["minimize", "maximize"], {"dataset": "sst2"})
     study.enqueue_trial({"x": 0.25}, user_attrs={studies.ORIGIN: "a guess"})
     first = study.ask()
     first.set_constraint("cost", first.suggest_float("x", 0, 1) - 0.5)
@@ -53,7 +53,7 @@ def test_a_journal_is_there_for_the_next_process(tmp_path, monkeypatch):
     assert again.trials[0].constraints == {"cost": -0.25}
     assert [d.name for d in again.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert again.user_attrs == written.user_attrs
-    assert again.user_attrs.items() >= {studies.SETUP: {"dataset": "sst2"}, studies.PARENT: "run"}.items()
+    assert again.user_attrs.items() >= {studies.SETUP: {"dataset": "sst2"}}.items()
     # Both write, both see.
     written.tell(2, [0.0, 0.0])
     again.set_user_attr("beat", 1)
@@ -93,7 +93,7 @@ def test_a_trial_in_a_database_without_a_sign_of_life_is_given_up(tmp_path):
         heartbeat=1,
     )
     assert opened.get_heartbeat_interval() == 1
-    study = studies.begin_study(opened, "thresholds", ["minimize"], {}, None)
+    study = studies.begin_study(opened, "thresholds", ["minimize"], {})
     dead, slow = study.ask(), study.ask()
     for trial in (dead, slow):
         opened.record_heartbeat(trial._trial_id)

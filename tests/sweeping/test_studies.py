@@ -27,7 +27,7 @@ def begin(tmp_path):
     path = str(tmp_path / "optuna.journal")
 
     def begin(directions=("minimize",), setup=None):
-        return studies.begin_study(open_storage(path), "thresholds", directions, setup or {}, "parent-run")
+        return studies.begin_study(open_storage(path), "thresholds", directions, setup or {})
 
     return begin
 
@@ -88,7 +88,6 @@ def test_a_study_is_found_with_what_it_was_begun_with(tmp_path, begin):
     assert opened_again(tmp_path) is None
     begin(["minimize", "maximize"], SETUP)
     found = opened_again(tmp_path)
-    assert found.user_attrs[studies.PARENT] == "parent-run"
     assert [direction.name for direction in found.directions] == ["MINIMIZE", "MAXIMIZE"]
     studies.check_same(found, SETUP)
     assert studies.find_study(found._storage, "threshold") is None
@@ -96,11 +95,8 @@ def test_a_study_is_found_with_what_it_was_begun_with(tmp_path, begin):
 
 
 def test_of_two_that_begin_a_study_at_once_one_does(begin):
-    begin()
-    with pytest.raises(
-        InputError, match=r"^--study_name 'thresholds': another command has just begun that study; start"
-    ):
-        begin()
+    assert begin() is not None
+    assert begin() is None
 
 
 def test_all_trials_see_the_same_data(tmp_path, begin):
@@ -244,7 +240,7 @@ def test_who_joins_does_not_depose_the_leader(begin, other):
 
 def test_machines_that_fall_silent(begin, monkeypatch):
     """By the clock here: what they say is only compared with what they said before."""
-    study, machines, now = begin(), studies.Machines(), [1000.0]
+    study, machines, now = begin(), studies.Watch(), [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     study.set_user_attr(f"{studies.BEAT}slow:clock", 1.0)
     study.set_user_attr(f"{studies.BEAT}fast.clock", 9e9)
@@ -255,7 +251,7 @@ def test_machines_that_fall_silent(begin, monkeypatch):
     assert machines.silent(study) == set()
     now[0] += 2
     assert machines.silent(study) == {"slow:clock"}
-    assert studies.Machines().silent(study) == set()  # who has just come cannot know
+    assert studies.Watch().silent(study) == set()  # who has just come cannot know
     now[0] += studies.DEAD_AFTER
     study.set_user_attr(f"{studies.BEAT}slow:clock", 2.0)  # it was only out of reach
     assert machines.silent(study) == {"fast.clock"}
@@ -283,13 +279,13 @@ def test_the_trial_of_a_killed_process_is_queued_anew(tmp_path, begin, start, di
     study.enqueue_trial({"x": 0.125}, user_attrs={studies.ORIGIN: "a guess"})
     process = start(processes.hang_in_trial, path, "thresholds")
     wait_until(lambda: hangs(path))
-    assert studies.bury(study, told_nothing) == []  # it lives
+    assert studies.bury(study, told_nothing, studies.Watch()) == []  # it lives
     assert states(study) == ["RUNNING"]
 
     process.kill()
     process.join()
     abandoned = []
-    assert studies.bury(study, abandoned.append) == [0]
+    assert studies.bury(study, abandoned.append, studies.Watch()) == [0]
     assert abandoned == ["run-0"]
     old, new = study.get_trials()
     assert (old.state, new.state) == (TrialState.FAIL, TrialState.WAITING)
@@ -301,7 +297,7 @@ def test_the_trial_of_a_killed_process_is_queued_anew(tmp_path, begin, start, di
     assert (studies.retried(old), studies.retried(new)) == ([], [0])
 
     for again in (study, opened_again(tmp_path)):
-        assert studies.bury(again, told_nothing) == []
+        assert studies.bury(again, told_nothing, studies.Watch()) == []
     assert states(study) == ["FAIL", "WAITING"]
     # Who takes it has the same choices, though the sampler would make others.
     trial = opened_again(tmp_path).ask()
@@ -310,13 +306,13 @@ def test_the_trial_of_a_killed_process_is_queued_anew(tmp_path, begin, start, di
         "x": trial.suggest_float("x", 0, 1),
         "word": trial.suggest_categorical("word", ["a", "b", "c"]),
     } == old.params
-    assert studies.bury(study, told_nothing) == []  # which has not said yet who it is
+    assert studies.bury(study, told_nothing, studies.Watch()) == []  # which has not said yet who it is
 
 
 def test_a_trial_that_kills_every_process_is_given_up(tmp_path, begin, start):
     study, abandoned = begin(), []
     killed_in_trial(study, start, str(tmp_path / "optuna.journal"))
-    assert studies.bury(study, abandoned.append) == [0]
+    assert studies.bury(study, abandoned.append, studies.Watch()) == [0]
     [*_, waiting] = study.get_trials()
     dead = study.trials[0].user_attrs[studies.WORKER]
     for number in range(1, studies.MAX_RETRIES + 1):  # by dead processes, which need not be killed each
@@ -325,26 +321,27 @@ def test_a_trial_that_kills_every_process_is_given_up(tmp_path, begin, start):
         assert trial.params == waiting.params
         trial.set_user_attr(studies.WORKER, dead)
         trial.set_user_attr(studies.RUN, f"run-{number}")
-        assert studies.bury(study, abandoned.append) == [number]
+        assert studies.bury(study, abandoned.append, studies.Watch()) == [number]
     assert states(study) == ["FAIL"] * (studies.MAX_RETRIES + 1)
     assert abandoned == [f"run-{number}" for number in range(studies.MAX_RETRIES + 1)]
-    assert studies.bury(study, told_nothing) == []
+    assert studies.bury(study, told_nothing, studies.Watch()) == []
     # As it is kept: each names those before it.
     kept = opened_again(tmp_path).get_trials()
     assert [studies.retried(trial) for trial in kept] == [list(range(n)) for n in range(studies.MAX_RETRIES + 1)]
     # Another one has its own tries.
     study.ask().set_user_attr(studies.WORKER, dead)
-    assert studies.bury(study, told_nothing) == [studies.MAX_RETRIES + 1]
+    assert studies.bury(study, told_nothing, studies.Watch()) == [studies.MAX_RETRIES + 1]
     assert states(study)[-1] == "WAITING"
 
 
 def test_a_process_that_died_before_it_said_who_it_was(tmp_path, begin, start, monkeypatch):
     study = begin()
     killed_in_trial(study, start, str(tmp_path / "optuna.journal"), named=False)
-    assert studies.bury(study, told_nothing) == []  # it may be just about to
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3600)
-    assert studies.bury(study, told_nothing) == [0]  # there is no run to end
+    watch, now = studies.Watch(), time.monotonic()
+    assert studies.bury(study, told_nothing, watch) == []  # it may be just about to
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+    assert studies.bury(study, told_nothing, studies.Watch()) == []  # who has just come cannot know
+    assert studies.bury(study, told_nothing, watch) == [0]  # there is no run to end
     assert states(study) == ["FAIL", "WAITING"]
 
 
@@ -357,18 +354,20 @@ def test_trials_of_other_machines_and_finished_ones_are_left_alone(begin, other)
         study.ask().set_user_attr(studies.WORKER, worker)
     study.tell(2, 1.0)
     study.tell(3, state=TrialState.PRUNED)
-    assert studies.bury(study, told_nothing) == [4]
+    assert studies.bury(study, told_nothing, studies.Watch()) == [4]
     assert states(study) == ["RUNNING", "RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING"]
 
 
-def test_the_trials_of_a_silent_machine_are_queued_anew(begin):
+def test_the_trials_of_a_silent_machine_are_queued_anew(begin, monkeypatch):
     study, abandoned = begin(), []
     for worker in ("gpu-17:1:1.00", "gpu-18:1:1.00", "gpu-17:2:1.00", studies.this_process()):
         trial = study.ask()
         trial.set_user_attr(studies.WORKER, worker)
         trial.set_user_attr(studies.RUN, f"run-{trial.number}")
-    silent = {"gpu-17", socket.gethostname()}  # this process is known to be alive
-    assert studies.bury(study, abandoned.append, silent) == [0, 2]
+    watch = studies.Watch()
+    monkeypatch.setattr(watch, "silent", lambda study: {"gpu-17", socket.gethostname()})
+    assert studies.bury(study, abandoned.append, watch, has_heartbeat=True) == []  # that decides then
+    assert studies.bury(study, abandoned.append, watch) == [0, 2]  # this process is known to be alive
     assert abandoned == ["run-0", "run-2"]
     assert states(study) == ["FAIL", "RUNNING", "FAIL", "RUNNING", "WAITING", "WAITING"]
 
@@ -381,9 +380,9 @@ def test_of_two_that_bury_at_once_one_does(tmp_path, begin, other, monkeypatch):
     other.kill()
     other.wait()
     seen, abandoned = second.get_trials(states=(TrialState.RUNNING,)), []
-    assert studies.bury(study, abandoned.append) == [0]
+    assert studies.bury(study, abandoned.append, studies.Watch()) == [0]
     monkeypatch.setattr(second, "get_trials", lambda **options: seen)  # it looked before the first was done
-    assert studies.bury(second, abandoned.append) == []
+    assert studies.bury(second, abandoned.append, studies.Watch()) == []
     assert abandoned == ["run-0"]
     assert states(study) == ["FAIL", "WAITING"]
 
@@ -401,6 +400,6 @@ def test_counts(begin):
     assert studies.finished(study) == 3  # what failed has no outcome
     assert studies.taken(study) == 4  # and somebody works on one
     assert studies.count(study, TrialState.WAITING) == 1
-    studies.conclude(study)
+    studies.conclude(study, 3)
     study.tell(4, 1.0)
     assert (studies.concluded(study), studies.finished(study)) == (3, 4)

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from bertdyn.errors import InputError
 from bertdyn.steps.sweep import FAILURES_IN_A_ROW, run_trial, run_trials
 from bertdyn.sweeping import studies, workers
-from bertdyn.sweeping.samplers import make_pruner, make_sampler
+from bertdyn.sweeping.samplers import is_exhausted, make_pruner, make_sampler
 from bertdyn.sweeping.space import Number, Space, Switch, read_space
 from bertdyn.sweeping.storage import open_storage
 from bertdyn.sweeping.workers import REPLACEMENTS, WorkersFailed, supervise
@@ -38,6 +38,11 @@ def alive(folder):
 
 def nothing():
     pass
+
+
+def enough(study, trials):
+    """When a worker need not begin another one."""
+    return lambda: studies.taken(study) >= trials
 
 
 def test_workers_run_to_their_ends(tmp_path):
@@ -175,11 +180,11 @@ def outcomes(*said):
 
 def test_trials_until_there_are_as_many_as_are_wanted():
     study = optuna.create_study()
-    run_trials(study, 4, outcomes())
+    run_trials(study, enough(study, 4), outcomes())
     assert states(study) == ["COMPLETE"] * 4
-    run_trials(study, 4, outcomes())  # gone on with, and nothing is left to do
+    run_trials(study, enough(study, 4), outcomes())  # gone on with, and nothing is left to do
     assert states(study) == ["COMPLETE"] * 4
-    run_trials(study, 6, outcomes(optuna.TrialPruned(), ValueError()))
+    run_trials(study, enough(study, 6), outcomes(optuna.TrialPruned(), ValueError()))
     assert states(study) == ["COMPLETE"] * 4 + ["PRUNED", "FAIL", "COMPLETE"]  # what failed does not count
 
 
@@ -187,12 +192,12 @@ def test_trials_that_others_run_count():
     study = optuna.create_study()
     others = [study.ask() for _ in range(3)]
     study.enqueue_trial({"x": 0.5})
-    run_trials(study, 5, outcomes())
+    run_trials(study, enough(study, 5), outcomes())
     assert states(study) == ["RUNNING"] * 3 + ["COMPLETE"] * 2
     assert study.trials[3].params == {"x": 0.5}  # who queued it is served first
     study.tell(others[0], 1.0)
     study.tell(others[1], state=TrialState.FAIL)
-    run_trials(study, 5, outcomes())
+    run_trials(study, enough(study, 5), outcomes())
     assert states(study) == ["COMPLETE", "FAIL", "RUNNING", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 
@@ -201,7 +206,7 @@ def test_failures_in_a_row_end_a_worker():
     study = optuna.create_study()
     errors = (ValueError(), RuntimeError(), OSError())
     with pytest.raises(RuntimeError, match=r"^3 trials failed in a row: this worker gives up$"):
-        run_trials(study, 10, outcomes(1.0, *errors))
+        run_trials(study, enough(study, 10), outcomes(1.0, *errors))
     assert states(study) == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
 
 
@@ -209,12 +214,12 @@ def test_failures_between_which_others_succeed_do_not():
     """One that is stopped early has not failed, nor does it come between failures as one."""
     study = optuna.create_study()
     two, stopped = (ValueError(), ValueError()), optuna.TrialPruned()
-    run_trials(study, 7, outcomes(*two, 1.0, *two, stopped, *two, stopped, stopped, stopped, stopped))
+    run_trials(study, enough(study, 7), outcomes(*two, 1.0, *two, stopped, *two, stopped, stopped, stopped, stopped))
     assert states(study).count("FAIL") == 6
     assert states(study).count("PRUNED") == 5
     assert states(study)[-1] == "COMPLETE"
     with pytest.raises(RuntimeError, match="3 trials failed in a row"):
-        run_trials(study, 99, outcomes(stopped, *two, ValueError()))
+        run_trials(study, enough(study, 99), outcomes(stopped, *two, ValueError()))
 
 
 def test_a_signal_ends_trials_at_once():
@@ -225,8 +230,33 @@ def test_a_signal_ends_trials_at_once():
         raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        run_trials(study, 10, stopped_by_sigterm)
+        run_trials(study, enough(study, 10), stopped_by_sigterm)
     assert states(study) == ["RUNNING"]
+
+
+def test_a_grid_of_several_processes_one_of_which_fails(tmp_path):
+    """Every point once, whichever process takes it; what failed is taken again."""
+    (tmp_path / "space.yaml").write_text("layers: {low: 0, high: 4}\nembeddings: [false, true]")
+    space = read_space(tmp_path / "space.yaml", None, {"layers": Number(0, 9, whole=True), "embeddings": Switch()})
+    storage = open_storage(str(tmp_path / "optuna.journal"))
+    optuna.create_study(study_name="grid", storage=storage)
+    several = [
+        optuna.load_study(study_name="grid", storage=storage, sampler=make_sampler("grid", space, 3)) for _ in range(3)
+    ]
+    for number in range(11):
+        study = several[number % 3]
+        assert not is_exhausted(study, "grid", space)
+        if number == 4:
+            trial = study.ask()
+            space.suggest(trial)
+            trial.set_user_attr(studies.WORKER, studies.this_process().rsplit(":", 1)[0] + ":1.00")
+            driver = optuna.load_study(study_name="grid", storage=storage)
+            assert studies.bury(driver, str, studies.Watch()) == [4]
+        else:
+            study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=1)
+    assert is_exhausted(several[0], "grid", space)
+    done = [tuple(t.params.values()) for t in several[0].trials if t.state == TrialState.COMPLETE]
+    assert sorted(done) == sorted((layers, embeddings) for layers in range(5) for embeddings in (False, True))
 
 
 def test_a_grid_ends_when_it_is_exhausted(tmp_path):
@@ -240,7 +270,7 @@ def test_a_grid_ends_when_it_is_exhausted(tmp_path):
         seen.append(tuple(space.suggest(trial).values()))
         return 1.0
 
-    run_trials(study, 100, look)
+    run_trials(study, lambda: is_exhausted(study, "grid", space), look)
     every = {(layers, embeddings, rate) for layers in range(3) for embeddings in (False, True) for rate in (0.5, 0.25)}
     assert len(seen) == len(every)
     assert set(seen) == every
@@ -290,7 +320,7 @@ class Runs:
 
 def test_a_trial_says_whose_it_is_and_has_a_run_that_ends_as_it_does(tmp_path):
     storage, runs, known = open_storage(str(tmp_path / "optuna.journal")), Runs(), []
-    study = studies.begin_study(storage, "freezing", ["minimize"], {}, "parent")
+    study = studies.begin_study(storage, "freezing", ["minimize"], {})
     study.enqueue_trial({"x": 0.5}, user_attrs={studies.ORIGIN: "nothing frozen"})
     end = outcomes(2.0, optuna.TrialPruned(), ValueError(), 1.0)
 
@@ -299,7 +329,7 @@ def test_a_trial_says_whose_it_is_and_has_a_run_that_ends_as_it_does(tmp_path):
         known.append((running.user_attrs[studies.WORKER], running.user_attrs[studies.RUN], tracker.run_id))
         return end(trial)
 
-    run_trials(study, 3, lambda trial: run_trial("sweep-freezing", objective, runs, trial))
+    run_trials(study, enough(study, 3), lambda trial: run_trial("sweep-freezing", objective, runs, trial))
     assert states(study) == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
     assert known == [(studies.this_process(), f"id-{i}", f"id-{i}") for i in (1, 2, 3, 4)]
     assert [run["name"] for run in runs.opened] == ["trial-0000", "trial-0001", "trial-0002", "trial-0003"]
