@@ -273,7 +273,7 @@ def test_pruning_by_mlflow_run(tuned, tmp_path):
     assert all(run.info.run_name.startswith(f"winner-{best:04d}-s") for run in winners)
     assert parent.data.metrics["best/kl"] == table.loc[best, "kl"]
     version = workplace.client().get_model_version_by_alias("swept", "best")
-    assert version.version == "1"
+    assert int(version.version) == 1
     note = parent.data.tags["mlflow.note.content"]
     assert "knee of the front" in note
     assert "paired seeds" in note
