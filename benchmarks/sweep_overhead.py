@@ -35,7 +35,7 @@ from benchmarks.tables import Row, say
 from bertdyn.files import write_json
 from bertdyn.steps.sweep import run_trial, run_trials
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning import directions, note, space_of
+from bertdyn.steps.sweep_pruning import directions, space_of
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.samplers import make_sampler
 from bertdyn.sweeping.space import Space
@@ -111,7 +111,7 @@ def more_trials(place: Place, count: int) -> list[float]:
         return place.trial(trial)
 
     with redirect_stdout(io.StringIO()):  # of a server, MLflow prints two addresses a run
-        run_trials(place.study, wanted, watched)
+        run_trials(place.study, lambda: studies.taken(place.study) >= wanted, watched)
     if len(starts) != count + 1 or studies.finished(place.study) != wanted:
         raise SystemExit(f"{' and '.join(place.kind)}: trials failed; their errors stand above")
     return np.diff(starts).tolist()
@@ -135,9 +135,9 @@ def compute_nothing(space: Space, trial: Trial, tracker: Tracker) -> tuple[float
     write_json(tracker.folder / "plan.json", {"units": " ".join(map(str, range(1000, 1000 + UNITS)))})
     tracker.publish("plan.json")
     tracker.log_metrics({"cost/flops": cost, "cost/parameters": cost}, 0)
-    note(trial, cost=cost, parameters=cost)
+    studies.note(trial, cost=cost, parameters=cost)
     tracker.log_metrics({f"eval/{name}": kl for name in SCORES}, 0)
-    note(trial, kl=kl, agreement=kl, accuracy=kl)
+    studies.note(trial, kl=kl, agreement=kl, accuracy=kl)
     return kl, cost
 
 
@@ -165,7 +165,8 @@ def open_place(
         mlflow.set_tracking_uri(uri)
         parent = stack.enter_context(open_run(STAGE, run_name="benchmark"))
         open_child = children_opener(str(parent.run_id))
-    study = studies.begin_study(storage, "benchmark", directions(config), {}, parent.run_id)
+    study = studies.begin_study(storage, "benchmark", directions(config), {})
+    assert study is not None
     study.sampler = make_sampler(config.sampler, space, config.seed)
     return Place(kind, study, partial(run_trial, STAGE, partial(compute_nothing, space), open_child), [], [])
 
