@@ -13,7 +13,7 @@ from transformers.hf_argparser import HfArg
 from bertdyn.errors import InputError
 from bertdyn.pruning.config import DEFAULT_BUDGET
 from bertdyn.steps.config import FineTuneConfig, PruneConfig, choices
-from bertdyn.sweeping.config import SweepConfig
+from bertdyn.sweeping.config import SweepConfig, seeds_of
 
 OBJECTIVES = {"prune": ("pareto", "constrained"), "freeze": ("loss", "constrained")}
 SCORES = ("kl", "score")
@@ -67,10 +67,6 @@ class SweepPruningConfig(SweepConfig, PruneConfig):
             raise InputError(
                 f"--score {self.score}: a Pareto study is over the KL; accepted with --objective constrained"
             )
-
-    def check_seeds(self) -> None:
-        """Raise `InputError` if `--seeds` is not accepted; the model of the first may be registered."""
-        seeds_of(self.seeds)
 
     def _check_way(self) -> None:
         for name in ("attention_thresholds", "ffn_thresholds", "attention_keep_ratios", "ffn_keep_ratios", "plan"):
@@ -133,10 +129,6 @@ class SweepFreezingConfig(SweepConfig, FineTuneConfig):
             raise InputError("--resume_run_id: a sweep goes on by --study_name and --storage")
         self.control_list()
 
-    def check_seeds(self) -> None:
-        """Raise `InputError` if `--seeds` is not accepted; the model of the first may be registered."""
-        seeds_of(self.seeds)
-
     @property
     def limit(self) -> float | None:
         """The share of the training FLOPs that a trial may take."""
@@ -154,23 +146,6 @@ class SweepFreezingConfig(SweepConfig, FineTuneConfig):
         """The options of one fine-tuning with these choices."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(FineTuneConfig)}
         return FineTuneConfig(**own | {"seeds": None, "run_name": None, "register_as": None} | chosen)
-
-
-def seeds_of(value: str | None) -> list[int]:
-    """The seeds of a list such as '0,1,2' or '0'.
-
-    Raises
-    ------
-    InputError
-        If they are no different whole numbers.
-    """
-    try:
-        seeds = [int(seed) for seed in str(value).split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise InputError(f"--seeds {value!r}: accepted are different whole numbers: '0,1,2'")
-    return seeds
 
 
 def _check_words(config: Any, **accepted: tuple[str, ...]) -> None:

@@ -60,14 +60,13 @@ def space_of(config: SweepFreezingConfig) -> Space:
     return space
 
 
-def trial_config(config: SweepFreezingConfig, **chosen: Any) -> FineTuneConfig:
+def trial_config(config: SweepFreezingConfig) -> FineTuneConfig:
     """The options of a trial's training."""
     epochs, samples = config.trial_epochs or config.num_train_epochs, config.trial_train_samples
     return config.training(
         num_train_epochs=epochs,
         max_train_samples=config.max_train_samples if samples is None else samples,
         early_stopping_patience=0,  # the pruner's
-        **chosen,
     )
 
 

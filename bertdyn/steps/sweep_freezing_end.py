@@ -37,7 +37,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
         If no trial keeps within the budget.
     """
     title = config.training().default_run_name().removesuffix("-fine-tune")
-    table = record_trials(study, value_names(config), False, title, tracker)
+    table, found = record_trials(study, value_names(config), False, title, tracker)
     within = complete(study)
     if not within:
         raise InputError(
@@ -75,7 +75,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             "",
             "### What matters",
             "",
-            *importance_line(study, value_names(config)),
+            *importance_line(found, value_names(config)),
             "Figures (artifacts, `figures/`): history, parallel_coordinates, importances. Tables: trials, importances, "
             "winner_scores, paired_differences (parquet).",
         ]

@@ -17,10 +17,11 @@ from bertdyn.steps.prune_report import difference_lines
 from bertdyn.steps.prune_seeds import paired_differences
 from bertdyn.steps.prune_seeds import report as seeds_report
 from bertdyn.steps.sources import label_of, tags_of
-from bertdyn.steps.sweep_config import SweepPruningConfig, seeds_of
+from bertdyn.steps.sweep_config import SweepPruningConfig
 from bertdyn.steps.sweep_pruning import LATENCY, PartScorer, PruningTrials, value_names
 from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
+from bertdyn.sweeping.config import seeds_of
 from bertdyn.sweeping.outcome import complete, front, knee
 from bertdyn.sweeping.space import Space
 from bertdyn.tracking.tracker import Tracker
@@ -41,7 +42,7 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
         If no trial keeps within the budget.
     """
     label, values = label_of(config), value_names(config)
-    table = record_trials(study, values, config.score == "score", label, tracker)
+    table, found = record_trials(study, values, config.score == "score", label, tracker)
     winner, why = choose(config, study)
     trials = PruningTrials(config, space, study.user_attrs.get(LATENCY))
     settings = trials.settings(space.gather(winner.params))
@@ -76,7 +77,7 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
             "",
             "### What matters",
             "",
-            *importance_line(study, values),
+            *importance_line(found, values),
             "Figures (artifacts, `figures/`): pareto, history, parallel_coordinates, importances. Tables: trials, "
             "pareto, references, importances (parquet).",
         ]
@@ -121,7 +122,7 @@ def choose(config: SweepPruningConfig, study: Study) -> tuple[FrozenTrial, str]:
         return found, f"the lowest KL on validation within {limit:g} of the {config.budget_of}"
     best_of = front(study)
     found = best_of[knee(np.array([trial.values[::-1] for trial in best_of]))]
-    return found, "the knee of the front, the point farthest from the line between its ends"
+    return found, "the knee of the front, the point farthest below the line between its ends"
 
 
 def compare(trials: PruningTrials, settings: PruneConfig) -> pd.DataFrame:

@@ -29,8 +29,8 @@ LABELS = {
 
 def record_trials(
     study: Study, values: Sequence[str], higher_is_better: bool, title: str, tracker: Tracker
-) -> pd.DataFrame:
-    """Write trials and importances with their figures; return the trials.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write trials and importances with their figures; return both tables.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def record_trials(
     for row in done[done["feasible"]].to_dict("records") if len(values) == 1 else ():
         best = min(best, -row[main] if higher_is_better else row[main])
         tracker.log_metrics({f"sweep/best_{main}": -best if higher_is_better else best}, row["number"])
-    return table
+    return table, found
 
 
 def options_digest(config: Any) -> str:
@@ -87,9 +87,8 @@ def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
     ]
 
 
-def importance_line(study: Study, values: Sequence[str]) -> list[str]:
-    """The three parameters that decide most, for each value."""
-    found = importances(study, values)
+def importance_line(found: pd.DataFrame, values: Sequence[str]) -> list[str]:
+    """The three parameters that decide most, for each value, of the table of importances."""
     lines = []
     for name in values:
         of = found[found["value"] == name].nlargest(3, "importance")

@@ -67,8 +67,29 @@ class SweepConfig:
         if parent:
             parent()
 
+    def check_seeds(self) -> None:
+        """Raise `InputError` if `--seeds` is not accepted; the model of the first may be registered."""
+        seeds_of(self.seeds)
+
     @property
     def space_path(self) -> Path:
         """Where the space is; a file of the project is found from any folder."""
         path = Path(self.space)
         return path if path.exists() else Path(__file__).parents[2] / path
+
+
+def seeds_of(value: str | None) -> list[int]:
+    """The seeds of a list such as '0,1,2' or '0'.
+
+    Raises
+    ------
+    InputError
+        If they are no different whole numbers.
+    """
+    try:
+        seeds = [int(seed) for seed in str(value).split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise InputError(f"--seeds {value!r}: accepted are different whole numbers: '0,1,2'")
+    return seeds
