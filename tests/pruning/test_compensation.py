@@ -14,7 +14,7 @@ from bertdyn.pruning.plan import Plan, identity
 from bertdyn.pruning.shape import Site, projection, shape_of
 from bertdyn.pruning.statistics import input_moments
 from bertdyn.pruning.surgery import prune
-from tests.families import FAMILIES
+from tests.families import FAMILIES, tolerance_of
 from tests.pruning.models import batch, load, outputs, random_plan
 
 
@@ -55,7 +55,7 @@ def test_constants_fold_into_the_bias_without_a_trace(checkpoints, family, head)
     plan, expected = Plan(shape, kept), outputs(model, inputs)
     others = batch(model, (5, 8), seed=1)  # texts that were not looked at
     expected_of_others = outputs(model, others)
-    tolerance = 1e-6 if family == "flaubert" else 1e-12  # its softmax is computed in float32, whatever the rest is in
+    tolerance = tolerance_of(family, 1e-12)
     for method in ("mean", "least_squares"):
         pruned = mended(model, plan, inputs, method)
         for texts, wanted in ((inputs, expected), (others, expected_of_others)):

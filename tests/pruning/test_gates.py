@@ -5,7 +5,7 @@ import torch
 
 from bertdyn.pruning.gates import gated
 from bertdyn.pruning.shape import Site, projection, shape_of
-from tests.families import FAMILIES
+from tests.families import FAMILIES, tolerance_of
 from tests.pruning.models import batch, load, outputs
 
 
@@ -40,7 +40,7 @@ def test_each_text_has_gates_of_its_own(checkpoints, family):
     for i, length in enumerate(inputs["attention_mask"].sum(dim=1)):
         with gated(model, {site: gate[i] for site, gate in gates.items()}):
             [alone] = outputs(model, {name: value[i : i + 1, :length] for name, value in inputs.items()})
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-12, rtol=0)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=tolerance_of(family, 1e-12), rtol=0)
     assert (together - outputs(model, inputs)[0]).abs().min() > 1e-4
 
 
