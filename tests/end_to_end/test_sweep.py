@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import optuna
 import pandas as pd
@@ -57,8 +58,9 @@ class Sweep:
     def options(self) -> tuple[str, ...]:
         return "--storage", self.storage, "--study_name", self.name
 
-    @property
+    @cached_property
     def study(self) -> optuna.Study:
+        """Read anew whenever it is looked at; but one storage, since each keeps connections of a database."""
         return optuna.load_study(study_name=self.name, storage=open_storage(self.storage))
 
     @property
