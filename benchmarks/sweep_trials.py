@@ -35,6 +35,7 @@ from bertdyn.pruning.surgery import prune
 from bertdyn.steps.sweep_config import SweepPruningConfig
 from bertdyn.steps.sweep_pruning import SYSTEM_4, PruningTrials, directions, space_of
 from bertdyn.sweeping.space import Space, interpolated
+from bertdyn.sweeping.studies import noted
 from bertdyn.sweeping.workers import quiet
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.optimization import updates_per_epoch
@@ -175,7 +176,7 @@ def ready(config: SweepPruningConfig, space: Space) -> PruningTrials:
 def our_trial(ours: Ours, lists: dict[str, dict[str, Any]], name: str) -> Row:
     found = ours.trial(lists[name])
     shape = load_plan(ours.folder / str(found.number) / "plan.json").result
-    scores = {key: found.user_attrs[key] for key in ("accuracy", "kl")}
+    scores = {key: noted(found)[key] for key in ("accuracy", "kl")}
     return scores | {"heads": list(shape.heads), "neurons": list(shape.neurons), "steps": ours.steps}
 
 

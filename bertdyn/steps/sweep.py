@@ -13,6 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import optuna
+from mlflow.entities import Run
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
@@ -32,8 +34,9 @@ from bertdyn.sweeping import studies
 from bertdyn.sweeping.samplers import is_exhausted, make_pruner, make_sampler
 from bertdyn.sweeping.space import Space
 from bertdyn.sweeping.storage import check_not_same, has_heartbeat, open_storage, without_password
+from bertdyn.sweeping.studies import is_alive
 from bertdyn.sweeping.workers import WorkersFailed, is_orphan, prepare_worker, quiet, supervise
-from bertdyn.tracking.endings import SigtermRaises
+from bertdyn.tracking.endings import SigtermRaises, signals_held
 from bertdyn.tracking.runs import children_opener, end_abandoned, end_abandoned_children
 from bertdyn.tracking.store import tracking_uri
 from bertdyn.tracking.tracker import Tracker
@@ -49,6 +52,8 @@ NOT_SHARED = (
 )  # fmt: skip
 """Options that no trial's values depend on: commands that work on one study may differ in them. All others are fixed
 when a study is begun."""
+PROCESS = "bertdyn.process"
+"""Tag of a trial's run: the process that writes it, from the moment at which it is there."""
 FAILURES_IN_A_ROW = 3
 """After so many failed trials one after the other, a worker gives up."""
 
@@ -154,9 +159,8 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
         if not study.user_attrs.get(studies.READY):
             get_ready(kind, config, space, study)
         parent = _Parent(tracker.run_id, str(tracker.folder))
-        _end_abandoned(study, parent)
+        _end_abandoned(study, parent, leads=True)
         _run(kind, config, space, study, parent, leads=True)
-        _end_abandoned(study, parent)
         done = studies.finished(study)  # what the report is about; others may add trials meanwhile
         summary = kind.conclude(config, space, study, tracker)
         studies.conclude(study, done)
@@ -226,13 +230,26 @@ def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Paren
         if bars is not None:
             os.environ["TQDM_DISABLE"] = bars
         bar.close()
+        _end_abandoned(study, parent, leads=leads)
 
 
-def _end_abandoned(study: Study, parent: _Parent) -> None:
-    """End what earlier commands left RUNNING under the study's run: their trials' runs, and trainings of a winner."""
-    if parent.run_id:
+def _end_abandoned(study: Study, parent: _Parent, *, leads: bool) -> None:
+    """End what nobody writes any more, though it is RUNNING, under the study's run: trials' runs of processes that were
+    stopped or killed; and, as nobody else leads the study, trainings of a winner."""
+
+    def is_abandoned(run: Run) -> bool:
+        process = run.data.tags.get(PROCESS)
+        if process is None:
+            return leads
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        end_abandoned_children(parent.run_id, {trial.user_attrs.get(studies.RUN, "") for trial in running})
+        ids = [trial.user_attrs.get(studies.RUN) for trial in running]
+        alive = is_alive(process)
+        if alive is None:  # on another machine, where a trial's run may have just been opened
+            return leads and run.info.run_id not in ids and None not in ids
+        return not alive
+
+    if parent.run_id:
+        end_abandoned_children(parent.run_id, is_abandoned)
 
 
 def work(
@@ -277,6 +294,8 @@ def run_trials(study: Study, enough: Callable[[], bool], trial_function: Callabl
     def counted(trial: Trial) -> Any:
         nonlocal failures, number
         failures, number = failures + 1, trial.number
+        trial.set_user_attr(studies.WORKER, studies.this_process())
+        held.close()
         try:
             values = trial_function(trial)
         except optuna.TrialPruned:
@@ -289,7 +308,10 @@ def run_trials(study: Study, enough: Callable[[], bool], trial_function: Callabl
     while not enough() and not is_orphan():
         number = -1
         try:
-            study.optimize(counted, n_trials=1, catch=(Exception,))
+            # Else a trial that is begun when the signal comes would be nobody's, and RUNNING, for a while.
+            with ExitStack() as held:
+                held.enter_context(signals_held())
+                study.optimize(counted, n_trials=1, catch=(Exception,))
         except (ValueError, AssertionError, UpdateFinishedTrialError):
             # Optuna has a different error for each moment at which it finds out.
             if number < 0 or not studies.is_finished(study, number):
@@ -306,12 +328,12 @@ def run_trial(
     trial: Trial,
 ) -> float | tuple[float, ...]:
     """One trial, in a run of its own that ends as the trial ends: FINISHED, KILLED where it was stopped, or FAILED."""
-    trial.set_user_attr(studies.WORKER, studies.this_process())
     origin = trial.user_attrs.get(studies.ORIGIN)
     tags = {
         "bertdyn.stage": f"{stage}-trial",
         "optuna.study": trial.study.study_name,
         "optuna.trial_number": str(trial.number),
+        PROCESS: studies.this_process(),
     } | ({"optuna.origin": origin} if origin else {})
     with open_child(f"trial-{trial.number:04d}", tags) as tracker:
         trial.set_user_attr(studies.RUN, tracker.run_id)

@@ -19,6 +19,7 @@ from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_di
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import complete
 from bertdyn.sweeping.space import Space
+from bertdyn.sweeping.studies import noted
 from bertdyn.tracking.tracker import Tracker
 
 WORDS = {
@@ -50,7 +51,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
     differences = paired(scores, config.seed)
     tracker.log_table(differences, "paired_differences")
     score = scores["score"].iloc[0]
-    metrics = {"best/loss": winner.values[0], "best/training_flops": winner.user_attrs["training_flops"]}
+    metrics = {"best/loss": winner.values[0], "best/training_flops": noted(winner)["training_flops"]}
     metrics[f"test/{score}"] = float(scores.loc[scores["name"] == "winner", "test"].mean())
     for row in differences.to_dict("records"):
         for end in ("", "_low", "_high"):
@@ -66,7 +67,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             + (f" within {config.limit:g} of the training FLOPs" if config.limit is not None else ""),
             "",
             *chosen_lines(winner),
-            f"Validation loss {winner.values[0]:.4f}, at {winner.user_attrs['training_flops']:.0%} of the encoder's "
+            f"Validation loss {winner.values[0]:.4f}, at {noted(winner)['training_flops']:.0%} of the encoder's "
             f"training FLOPs. {unfrozen_line(table)}",
             "",
             "### Trained in full",

@@ -24,6 +24,7 @@ from bertdyn.sweeping import studies
 from bertdyn.sweeping.config import seeds_of
 from bertdyn.sweeping.outcome import complete, front, knee
 from bertdyn.sweeping.space import Space
+from bertdyn.sweeping.studies import noted
 from bertdyn.tracking.tracker import Tracker
 
 NAMES = {
@@ -49,7 +50,7 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
     references = compare(trials, settings)
     tracker.log_table(references, "references")
     best = front_of(config, study)
-    shown = table.assign(cost=table["attr/cost"], kl=table["attr/kl"])
+    shown = table.assign(cost=table["noted/cost"], kl=table["noted/kl"])
     tracker.log_table(shown[shown["number"].isin([trial.number for trial in best])], "pareto")
     numbers = [trial.number for trial in best]
     note = "no training after the cut"
@@ -91,8 +92,8 @@ def front_of(config: SweepPruningConfig, study: Study) -> list[FrozenTrial]:
     if config.objective == "pareto":
         return front(study)
     found: list[FrozenTrial] = []
-    for trial in sorted(complete(study), key=lambda t: (t.user_attrs["cost"], t.user_attrs["kl"], t.number)):
-        if not found or trial.user_attrs["kl"] < found[-1].user_attrs["kl"]:
+    for trial in sorted(complete(study), key=lambda t: (noted(t)["cost"], noted(t)["kl"], t.number)):
+        if not found or noted(trial)["kl"] < noted(found[-1])["kl"]:
             found.append(trial)
     return found
 
@@ -107,7 +108,7 @@ def choose(config: SweepPruningConfig, study: Study) -> tuple[FrozenTrial, str]:
     """
     limit, within = config.limit, complete(study)
     if limit is not None:
-        within = [trial for trial in within if trial.user_attrs["cost"] <= limit]
+        within = [trial for trial in within if noted(trial)["cost"] <= limit]
         if not within:
             raise InputError(
                 f"--budget {limit}: no trial costs so little; accepted are larger budgets, more trials, or a space "
@@ -208,7 +209,7 @@ def scores_of(config: PruneConfig, tracker: Tracker) -> pd.DataFrame:
 
 def winner_metrics(winner: FrozenTrial, references: pd.DataFrame) -> dict[str, float]:
     """The winner's numbers, and those of the plans beside it, for comparing sweeps in MLflow."""
-    found = {"best/cost": winner.user_attrs["cost"], "best/kl": winner.user_attrs["kl"]}
+    found = {"best/cost": noted(winner)["cost"], "best/kl": noted(winner)["kl"]}
     for row in references.to_dict("records"):
         found[f"{row['part']}_after_surgery/kl_{row['name']}"] = row["kl"]
     return found

@@ -26,13 +26,12 @@ def trials_table(study: Study, values: Sequence[str]) -> pd.DataFrame:
     -------
     table
         number; state; the values; feasible; origin (what it was queued as, else `sampler`); retry_of (the number of
-        the trial whose process died); run_id; seconds; param/…; attr/… of what else the objective noted.
+        the trial whose process died); run_id; seconds; param/…; noted/… of what else the objective noted.
     """
     rows = []
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.WAITING:
             continue
-        known = (studies.WORKER, studies.RUN, studies.ORIGIN)
         history = studies.retried(trial)
         row: dict[str, Any] = {"number": trial.number, "state": trial.state.name.lower()}
         row |= dict(zip(values, trial.values or [np.nan] * len(values), strict=True))
@@ -44,7 +43,7 @@ def trials_table(study: Study, values: Sequence[str]) -> pd.DataFrame:
             "seconds": trial.duration.total_seconds() if trial.duration else np.nan,
         }
         row |= {f"param/{name}": value for name, value in trial.params.items()}
-        row |= {f"attr/{name}": value for name, value in trial.user_attrs.items() if name not in known}
+        row |= {f"noted/{name}": value for name, value in studies.noted(trial).items()}
         rows.append(row)
     return pd.DataFrame(rows)
 

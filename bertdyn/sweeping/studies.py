@@ -28,7 +28,7 @@ MAX_RETRIES = 2
 """How often a trial whose process died is begun anew: one that kills every process that tries it is given up."""
 SETUP, DATA, PARENT = "bertdyn.setup", "bertdyn.data", "mlflow_run_id"
 LEADER, READY, CONCLUDED = "bertdyn.leader", "bertdyn.ready", "bertdyn.concluded"
-WORKER, RUN, ORIGIN = "worker", "mlflow_run_id", "origin"
+WORKER, RUN, ORIGIN, NOTED = "worker", "mlflow_run_id", "origin", "noted"
 """Attributes of a study, and of a trial."""
 BEAT = "bertdyn.beat:"
 """Attribute of a study, with the name of a machine behind it: when a command there last gave a sign of life."""
@@ -127,9 +127,13 @@ def conclude(study: optuna.Study, trials: int) -> None:
 
 
 def note(trial: optuna.Trial, **values: float) -> None:
-    """Keep numbers with a trial, beside its values."""
-    for name, value in values.items():
-        trial.set_user_attr(name, float(value))
+    """Keep numbers with a trial, beside its values: as one attribute, since each is a commit in a database."""
+    trial.set_user_attr(NOTED, noted(trial) | {name: float(value) for name, value in values.items()})
+
+
+def noted(trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
+    """The numbers that are kept with a trial."""
+    return dict(trial.user_attrs.get(NOTED, {}))
 
 
 def this_process() -> str:

@@ -7,7 +7,7 @@ resumed. When `mlflow run` resumes an earlier run, the launcher's run points to 
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -162,19 +162,23 @@ def end_abandoned(run_id: str) -> None:
         logger.warning("run %s of a process that died cannot be ended: %s", run_id, first_line(error))
 
 
-def end_abandoned_children(run_id: str, alive: Collection[str]) -> None:
-    """End the runs inside a run, and inside those, that are RUNNING though nobody writes them.
+def end_abandoned_children(run_id: str, is_abandoned: Callable[[Run], bool]) -> None:
+    """End the runs inside a run that are RUNNING though nobody writes them, and all that are inside those; as well as
+    MLflow lets us.
 
     Parameters
     ----------
-    alive
-        Ids of runs that somebody writes.
+    is_abandoned
+        Whether nobody writes a run that is RUNNING.
     """
-    client = connect()
-    for child in children(client, find_run(client, run_id)):
-        if child.info.status == "RUNNING" and child.info.run_id not in alive:
-            end_abandoned_children(child.info.run_id, alive)
-            end_abandoned(child.info.run_id)
+    try:
+        client = connect()
+        for child in children(client, find_run(client, run_id)):
+            if child.info.status == "RUNNING" and is_abandoned(child):
+                end_abandoned_children(child.info.run_id, lambda _: True)
+                end_abandoned(child.info.run_id)
+    except (MlflowException, InputError) as error:
+        logger.warning("runs inside %s that nobody writes cannot be ended: %s", run_id, first_line(error))
 
 
 def point_launcher(run_id: str, stage: str) -> None:

@@ -141,7 +141,8 @@ def test_a_row_for_every_trial_that_was_begun():
     told = study.ask()
     told.set_user_attr(studies.WORKER, "here:1:1.00")
     told.set_user_attr(studies.RUN, "run-0")
-    told.set_user_attr("cost", 0.25)
+    studies.note(told, parameters=0.5)
+    studies.note(told, cost=0.25)
     told.set_constraint("cost", 0.25 - 0.2)
     told.suggest_float("x", 0, 1)
     study.tell(told, 1.5)
@@ -168,8 +169,8 @@ def test_a_row_for_every_trial_that_was_begun():
     assert (table["seconds"][:3] >= 0).all()
     assert table["param/x"].tolist() == pytest.approx([0.5, np.nan, np.nan, np.nan], nan_ok=True)
     assert table["param/word"].tolist()[1] == "a"
-    assert table["attr/cost"].tolist() == pytest.approx([0.25, np.nan, np.nan, np.nan], nan_ok=True)
-    assert [name for name in table if name.startswith("attr/")] == ["attr/cost"]
+    assert table["noted/cost"].tolist() == pytest.approx([0.25, np.nan, np.nan, np.nan], nan_ok=True)
+    assert [name for name in table if name.startswith("noted/")] == ["noted/parameters", "noted/cost"]
 
 
 def test_values_by_their_names():

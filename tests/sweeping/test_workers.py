@@ -335,5 +335,6 @@ def test_a_trial_says_whose_it_is_and_has_a_run_that_ends_as_it_does(tmp_path):
     assert [run["name"] for run in runs.opened] == ["trial-0000", "trial-0001", "trial-0002", "trial-0003"]
     assert [run.get("error") for run in runs.opened] == [None, optuna.TrialPruned, ValueError, None]
     tags = {"bertdyn.stage": "sweep-freezing-trial", "optuna.study": "freezing"}
+    tags |= {"bertdyn.process": studies.this_process()}
     assert runs.opened[0]["tags"] == tags | {"optuna.trial_number": "0", "optuna.origin": "nothing frozen"}
     assert runs.opened[1]["tags"] == tags | {"optuna.trial_number": "1"}
