@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import requests
 
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -134,10 +135,13 @@ def postgresql(folder: Path) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    server = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
     try:
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], timeout=60, cwd=folder, capture_output=True)
+        # By signal: pg_ctl cannot read the folder any more once another pytest has closed /tmp/pytest-of-root again.
+        server.send_signal(signal.SIGQUIT)
+        server.wait(timeout=60)
 
 
 def free_port() -> int:
