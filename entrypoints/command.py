@@ -4,9 +4,7 @@ Exit status: 0 done; 2 the input is wrong (one line says what, where and what is
 anything else.
 """
 
-import argparse
 import dataclasses
-import difflib
 import errno
 import logging
 import os
@@ -14,34 +12,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bertdyn.errors import InputError
+from bertdyn.steps.options import OptionParser
 from bertdyn.tracking.endings import SigtermRaises
 
 if TYPE_CHECKING:
     from bertdyn.tracking.tracker import Tracker
 
 Config = TypeVar("Config")
-
-_NOT_GIVEN = object()
-
-
-class _Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one `InputError`, and that guesses what was meant."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown, _, names = message.partition("unrecognized arguments: ")
-        if not unknown and names.startswith("-"):
-            name = names.split()[0].partition("=")[0]
-            near = difflib.get_close_matches(name, list(self._option_string_actions), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists those there are"
-            raise InputError(f"unknown option {name}: {hint}")
-        raise InputError(message)
 
 
 def parse(config_class: type[Config], description: str, argv: list[str] | None = None) -> tuple[Config, set[str]]:
@@ -55,20 +38,13 @@ def parse(config_class: type[Config], description: str, argv: list[str] | None =
     InputError
         Unknown option, or a value of the wrong type.
     """
-    parser = _Parser(config_class, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = OptionParser(config_class, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", metavar="FILE", help="YAML file with options; flags win over it.")
-    flags = _given(parser, _without_empty(sys.argv[1:] if argv is None else argv))
+    flags = parser.given(_without_empty(sys.argv[1:] if argv is None else argv))
     from_file = _read_yaml(parser, flags.pop("config")) if flags.get("config") else {}
     defaults = {f.name: f.default for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     given = from_file | {name: value for name, value in flags.items() if value != defaults[name]}
     return config_class(**given), set(given)
-
-
-def _given(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    # argparse leaves attributes alone that the namespace has already: what is untouched was not given.
-    namespace = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in parser._actions})
-    parsed = vars(parser.parse_args(argv, namespace))
-    return {name: value for name, value in parsed.items() if value is not _NOT_GIVEN}
 
 
 def _without_empty(argv: list[str]) -> list[str]:
@@ -82,17 +58,15 @@ def _without_empty(argv: list[str]) -> list[str]:
     return kept
 
 
-def _read_yaml(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+def _read_yaml(parser: OptionParser, path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"--config {path!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path!r}: accepted is a YAML mapping of option names to values")
-    # Through the same parser as flags: one set of types, and YAML's reading of 2e-5 as a string does no harm.
-    argv = [f"--{name}={value}" for name, value in content.items() if value is not None]
     try:
-        given = _given(parser, argv)
+        given = parser.of_mapping(content)
     except InputError as error:
         raise InputError(f"--config {path!r}: {error}") from error
     if "config" in given:

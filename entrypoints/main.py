@@ -1,37 +1,44 @@
-"""The short story on the embedded data: fine-tune a real encoder and see what moved.
+"""The whole story in one command: fine-tune, extract, compare, probe, sae, prune and a sweep, as runs inside one run.
 
 mlflow run . --env-manager local
-python -m entrypoints.main
+python -m entrypoints.main --preset full --dataset sst2 --model_name_or_path bert-base-uncased
 """
 
-# HfArg returns a dataclasses.Field, which stands for the default value.
-# mypy: disable-error-code="assignment"
+import os
 
-from dataclasses import dataclass
-
-from transformers.hf_argparser import HfArg
-
-from bertdyn.steps.config import FineTuneConfig
-from entrypoints.command import parse, run
-from entrypoints.fine_tune import launch
+from bertdyn.errors import InputError
+from bertdyn.steps.pipeline_config import PipelineConfig
+from entrypoints.command import open_tracker, parse, run
+from entrypoints.fine_tune import see_it
 
 DESCRIPTION = (
-    "Fine-tune the packaged MiniLM encoder on generated film-review sentences (no hub, no files) and report what "
-    "moved. Takes all options of fine-tune: with --dataset and --model_name_or_path it is a real study."
+    "Fine-tune an encoder, store its activations, compare them before and after, probe them, find their sparse "
+    "features, prune the model and sweep over pruning thresholds: each step a run inside one run, with a report over "
+    "all. --preset quick needs no hub and no files; with --dataset and --model_name_or_path it is a real study; "
+    "experiments/ has further ones. Steps that were done before with the same options, data and code are reused."
 )
 
 
-@dataclass
-class MainConfig(FineTuneConfig):
-    """Fine-tuning, small enough for a first look: two minutes on two cores."""
-
-    max_train_samples: int | None = HfArg(default=1200, help="Use this many training examples (nested subsets).")
-    max_test_samples: int | None = HfArg(default=500, help="Use this many test examples (nested subsets).")
-
-
 def main() -> None:
-    config, given = parse(MainConfig, DESCRIPTION)
-    launch(config, given)
+    config, _ = parse(PipelineConfig, DESCRIPTION)
+    launch(config)
+
+
+def launch(config: PipelineConfig) -> None:
+    """Check all steps, open the run, do them, and say what came out."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a pipeline runs in one process: start it without torchrun, or its steps one by one with it")
+    from bertdyn.steps.pipeline import pipeline, tags_of_pipeline
+    from bertdyn.steps.pipeline_file import load_pipeline
+
+    steps = load_pipeline(config)
+    tags = tags_of_pipeline(steps)
+    names = [tags[f"bertdyn.{word}"].rstrip("/").split("/")[-1] for word in ("dataset", "model")]
+    name = config.run_name or "-".join([steps.name, *names])
+    with open_tracker("pipeline", run_name=name, tags=tags) as tracker:
+        result = pipeline(config, tracker, steps)
+    print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+    print(f"look     mlflow run . -e explore --env-manager local -P run_id={tracker.run_id}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from bertdyn.data.loading import load_data
 from bertdyn.data.text_data import TextData
 from bertdyn.errors import InputError
 from bertdyn.steps.config import ExtractConfig, FineTuneConfig, PruneConfig, choices
-from bertdyn.tracking.locations import CHECKPOINTS, load_run_config, load_run_json, require_source, resolve_model
+from bertdyn.tracking.locations import CHECKPOINTS, load_run_config, load_run_json, require_source, run_folder
 
 MODEL_STAGES = ("fine-tune", "prune")
 LIMITS = {f"max_{part}_samples" for part in PARTS}
@@ -182,6 +182,6 @@ def find_states(run_id: str, wanted: str, flag: str = "states") -> list[State]:
                 f"--{flag} {wanted!r}: run {run_id} has no state {name!r}; it has: {', '.join([*names, *kept])}"
                 + (", or all" if flag == "states" else "")
             )
-        location = resolve_model(f"runs:/{run_id}/checkpoints/{checkpoint}")
+        location = str(run_folder(run_id, f"checkpoints/{checkpoint}"))
         states.append(State(name, checkpoint, location))
     return states

@@ -2,7 +2,8 @@
 
 `runs:/<id>/checkpoints/best` and `models:/name@alias` become folders that Hugging Face's
 `from_pretrained` reads; a run id becomes the configuration and the stage of the run that a step
-takes as its source. Everything downloaded is kept in `$BERTDYN_CACHE`.
+takes as its source. Everything downloaded is kept in `$BERTDYN_CACHE`. Where a run id is wanted,
+the folder of a `Tracker` will do: steps can be used without MLflow.
 """
 
 import json
@@ -48,6 +49,14 @@ def resolve_model(name: str) -> str:
     return name
 
 
+_STAGE_MARKS = {
+    CHECKPOINTS: ("fine-tune", "prune"),
+    "similarity.parquet": ("compare",),
+    "features/manifest.json": ("extract",),
+}
+"""What only the folder of a run of such a stage has; the first that is there counts."""
+
+
 def load_run_config(run_id: str) -> dict[str, Any]:
     """The exact resolved configuration of a run.
 
@@ -67,17 +76,24 @@ def load_run_json(run_id: str, path: str) -> dict[str, Any]:
     InputError
         If the run does not exist or has no such artifact, or it cannot be read now.
     """
+    if _is_folder(run_id):
+        return json.loads(run_folder(run_id, path).read_text(encoding="utf-8"))
     return _fresh_json(_run(run_id), path)
 
 
 def run_folder(run_id: str, path: str) -> Path:
-    """A folder of a run's artifacts on this machine, downloaded where it is on another.
+    """An artifact of a run, a folder or a file, on this machine; downloaded where it is on another.
 
     Raises
     ------
     InputError
         If the run does not exist or has no such artifact, or it cannot be read now.
     """
+    if _is_folder(run_id):
+        found = Path(run_id).resolve() / path
+        if not found.exists():
+            raise InputError(f"{path} is not in {run_id}")
+        return found
     return _artifact(_run(run_id), path)
 
 
@@ -100,6 +116,9 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
     InputError
         If the run does not exist, is of another stage, still going or incomplete, or only holds runs of several seeds.
     """
+    if _is_folder(run_id):
+        _require_folder(run_id, stages, flag, complete)
+        return
     from mlflow.exceptions import MlflowException
 
     from bertdyn.tracking.store import children, connect, find_run, first_line
@@ -137,6 +156,19 @@ def check_unfinished(run_id: str) -> None:
 
     if _run(run_id).info.status == "FINISHED" and not outbox(run_id).exists():
         raise InputError(f"--resume_run_id: run {run_id} has already finished; start a new one")
+
+
+def _is_folder(run_id: str) -> bool:
+    return Path(run_id).is_dir()
+
+
+def _require_folder(folder: str, stages: Sequence[str], flag: str, complete: bool) -> None:
+    found = next((stages for mark, stages in _STAGE_MARKS.items() if (Path(folder) / mark).exists()), ())
+    if not set(found) & set(stages):
+        what = f"of a {' or '.join(found)} run" if found else "of no run that a step can start from"
+        raise InputError(f"--{flag}: {folder} is the folder {what}; give that of a {' or '.join(stages)} run")
+    if complete and not (Path(folder) / "summary.md").exists():  # the last thing that a run writes
+        raise InputError(f"--{flag}: the run in {folder} did not come to its end")
 
 
 def _run(run_id: str) -> "Run":

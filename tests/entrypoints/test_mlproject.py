@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
+from bertdyn.steps.pipeline_config import PipelineConfig
 from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
-from entrypoints.main import MainConfig
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONFIGS = {
-    "main": MainConfig,
+    "main": PipelineConfig,
     "fine-tune": FineTuneConfig,
     "extract": ExtractConfig,
     "compare": CompareConfig,
