@@ -31,7 +31,7 @@ test: .venv/.test-extras
 check: .venv/.test-extras
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bertdyn entrypoints sweeps
+	$(BIN)/mypy bertdyn entrypoints explorer sweeps
 	$(BIN)/python -m pytest -q -m "not slow"
 
 ui: .venv/.installed

@@ -32,3 +32,13 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 def _own_cache(tmp_path, monkeypatch):
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("BERTDYN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory):
+    """Small runs of every step, for the explorer: see `tests.explorer.story`."""
+    from tests.explorer.story import make_story
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return make_story(tmp_path_factory.mktemp("story"))

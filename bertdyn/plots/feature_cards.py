@@ -8,6 +8,14 @@ import pandas as pd
 
 AROUND = 30
 """Tokens that are shown on either side of the one of an example."""
+KINDS = {
+    "top": "Strongest",
+    "q4": "Strongest quarter of the tokens where it is on",
+    "q3": "Third quarter",
+    "q2": "Second quarter",
+    "q1": "Weakest quarter",
+}
+"""What the kinds of examples (`sae.examples.latent_examples`) are called."""
 
 
 class Piece(NamedTuple):

@@ -62,7 +62,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_visible,
+        finalize=visible,
     )
     environment.filters |= {"number": _number, "percent": _percent, "sort_value": _sort_value, "sha256": _sha256}
     environment.globals |= {
@@ -89,7 +89,8 @@ _PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0
 _PICTURES |= dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
 
 
-def _visible(value: Any) -> Any:
+def visible(value: Any) -> Any:
+    """A text whose every character can be seen and moves no other; anything else as it is."""
     return value.translate(_PICTURES) if isinstance(value, str) else value
 
 
@@ -150,7 +151,7 @@ def _runs(words: Sequence[Word]) -> Iterator[tuple[str, Word | None]]:
 
 def _values_of(word: Word) -> str:
     """What the pieces of a word are worth, to be read when it is pointed at."""
-    return " · ".join(f"{_visible(piece.text)} {piece.activation:.2f}" for piece in word.pieces)
+    return " · ".join(f"{visible(piece.text)} {piece.activation:.2f}" for piece in word.pieces)
 
 
 def _peak_words(side: Side) -> list[str]:

@@ -50,7 +50,7 @@ def training_curves(
 def dynamics_heatmaps(groups: pd.DataFrame, title: str) -> Figure:
     """Layer × epoch: distance from the start, relative update, gradient norm, change of the norm.
 
-    `groups` is the output of `bertdyn.training.dynamics.by_group`.
+    `groups` is the output of `bertdyn.training.groups.by_group`.
     """
     order = _group_order(groups["group"].unique())
     start = groups[groups["epoch"] == 0].set_index("group")["norm"]

@@ -16,7 +16,7 @@ from bertdyn.steps.classification_report import classification_outcome
 from bertdyn.steps.findings import Findings, Outcome
 from bertdyn.steps.question_answering_report import question_answering_outcome
 from bertdyn.tracking.tracker import Tracker
-from bertdyn.training.dynamics import by_group
+from bertdyn.training.groups import by_group
 
 OUTCOMES = {"classification": classification_outcome, "question-answering": question_answering_outcome}
 

@@ -20,6 +20,7 @@ from bertdyn.sae.config import COMPARISONS
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.export import save_dictionary
 from bertdyn.sae.fates import MIN_SEEDS
+from bertdyn.sae.naming import Name
 from bertdyn.sae.rows import standardisation_of
 from bertdyn.steps.config import SaeConfig, choices
 from bertdyn.steps.extract_runs import (
@@ -36,7 +37,7 @@ from bertdyn.steps.sae_measures import NUM_FOLDS, Baselines, error_table, fideli
 from bertdyn.steps.sae_pages import write_pages
 from bertdyn.steps.sae_report import Studied, write_report
 from bertdyn.steps.sae_rows import PartRows, array_of, part_rows
-from bertdyn.steps.sae_training import TRAINING, Name, Stores, check_size, train_all
+from bertdyn.steps.sae_training import TRAINING, Stores, check_size, train_all
 from bertdyn.tracking.tracker import Tracker
 
 BEFORE_TRAINING = "epoch_000"

@@ -12,10 +12,10 @@ from bertdyn.sae.dictionary import Dictionary, sparse_codes
 from bertdyn.sae.fates import Latents, share_table
 from bertdyn.sae.independent_fates import independent_fates
 from bertdyn.sae.latents import latent_statistics
+from bertdyn.sae.naming import CONTROL, Name
 from bertdyn.sae.shared_fates import shared_fates
 from bertdyn.sae.stagewise_fates import stagewise_fates
 from bertdyn.steps.sae_rows import PartRows
-from bertdyn.steps.sae_training import CONTROL, Name
 
 
 class LatentTables(NamedTuple):

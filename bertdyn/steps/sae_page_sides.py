@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertdyn.plots.feature_cards import (
+    KINDS,
     Effect,
     ExampleGroup,
     Histogram,
@@ -22,19 +23,11 @@ from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.examples import example_tokens, latent_examples
 from bertdyn.sae.fidelity import latent_effects
 from bertdyn.sae.latents import activation_histograms
+from bertdyn.sae.naming import Name
 from bertdyn.steps.sae_rows import PartRows
-from bertdyn.steps.sae_training import Name
 
 NUM_BINS = 24
 NUM_NEIGHBOURS = 3
-KINDS = {
-    "top": "Strongest",
-    "q4": "Strongest quarter of the tokens where it is on",
-    "q3": "Third quarter",
-    "q2": "Second quarter",
-    "q1": "Weakest quarter",
-}
-"""What the kinds of `latent_examples` are called."""
 
 
 class Reader(NamedTuple):

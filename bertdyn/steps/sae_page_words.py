@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from bertdyn.sae.fates import DIED, MIN_SEEDS
+from bertdyn.sae.naming import Name
 from bertdyn.steps.sae_report import Studied
-from bertdyn.steps.sae_training import Name
 
 FLOOR = {
     "shared": "Two halves of the texts of one state differ, too",

@@ -17,6 +17,7 @@ from bertdyn.plots.feature_cards import Fact, Histogram, LatentCard, Metric, Nei
 from bertdyn.plots.feature_page import feature_page
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.examples import text_tokens
+from bertdyn.sae.naming import Name
 from bertdyn.steps.config import SaeConfig, choices
 from bertdyn.steps.extract import load_state
 from bertdyn.steps.extract_runs import ExtractRun, RunTexts
@@ -26,7 +27,6 @@ from bertdyn.steps.sae_page_sides import NUM_BINS, OneSide, Other, Reader, neigh
 from bertdyn.steps.sae_page_words import absent_words, floor_note, page_words
 from bertdyn.steps.sae_report import Studied
 from bertdyn.steps.sae_rows import PartRows
-from bertdyn.steps.sae_training import Name
 from bertdyn.steps.sources import find_states
 from bertdyn.tracking.tracker import Tracker
 

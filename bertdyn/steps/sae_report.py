@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from bertdyn.plots.sae import plot_densities, plot_fidelity, plot_frontier, plot_sparse_probes
 from bertdyn.plots.sae_fates import plot_cosines, plot_fates
 from bertdyn.sae.fidelity import NOTHING
+from bertdyn.sae.naming import CONTROL
 from bertdyn.steps.sae_fate_words import fate_lines
 from bertdyn.steps.sae_latents import LatentTables
-from bertdyn.steps.sae_training import CONTROL
 from bertdyn.tracking.tracker import Tracker
 
 MAX_SCALAR_KEYS = 100

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -17,6 +17,7 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.files import write_json
 from bertdyn.sae.dictionaries import Dictionaries
 from bertdyn.sae.dictionary import Dictionary
+from bertdyn.sae.naming import CONTROL, Name
 from bertdyn.sae.rows import Standardisation, TrainingRows, standardisation_of
 from bertdyn.sae.training import Recipe, exported, make_dictionaries, train_dictionaries
 from bertdyn.steps.config import SaeConfig, choices
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 """Folder of what a resumed run goes on from; removed when all dictionaries are saved."""
-CONTROL = "control"
 ROWS_PER_LATENT = 10
 """A latent that is to be found needs rows on which it is on."""
 SHARE_OF_MEMORY = 0.4
@@ -37,33 +37,6 @@ SHARE_OF_MEMORY = 0.4
 CONTINUED_RATE = 0.1
 """Learning rate of a dictionary that is continued on another state, in units of the first training's: enough to
 follow the state, not so much that latents wander where nothing changed (see `control`)."""
-
-
-class Name(NamedTuple):
-    """Which dictionary."""
-
-    comparison: str
-    """Of `sae.config.COMPARISONS`; "random_init": on the rows of random weights; "control": continued on the first
-    state for as long as the stage-wise one was continued up to `state`."""
-    state: str
-    """Whose rows it is for; a shared one has one name for each state."""
-    layer: int
-    seed: int
-    sparsity: float
-    """k, or the L1 coefficient."""
-
-    def rows_state(self, first: str) -> str:
-        """The state whose rows it is measured on."""
-        return first if self.comparison == CONTROL else self.state
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What tells it from others of its sparsity: columns of a table."""
-        return {column: value for column, value in self._asdict().items() if column != "sparsity"}
-
-    def folder(self) -> str:
-        """Where it is saved, relative to the run's folder."""
-        return f"dictionaries/{self.comparison}/{self.state}/layer_{self.layer:02d}/seed_{self.seed}_{self.sparsity:g}"
 
 
 class Stores(NamedTuple):

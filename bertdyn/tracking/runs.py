@@ -7,8 +7,8 @@ resumed. When `mlflow run` resumes an earlier run, the launcher's run points to 
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from mlflow import MlflowClient
@@ -187,6 +187,33 @@ def point_launcher(run_id: str, stage: str) -> None:
     if launched:
         client = connect()
         _point_launcher(client, launched, find_run(client, run_id), stage, "This run joined")
+
+
+@contextmanager
+def launcher_ends(stage: str) -> Iterator[None]:
+    """Let the run that `mlflow run` made for a command that records nothing, if it did, end as this block ends.
+
+    Raises
+    ------
+    InputError
+        If MLflow does not answer, or has no such run.
+    """
+    launched = os.environ.pop("MLFLOW_RUN_ID", None)
+    if launched is None:
+        yield
+        return
+    client = connect()
+    find_run(client, launched)
+    error: BaseException | None = None
+    try:
+        client.set_tag(launched, "bertdyn.stage", stage)
+        yield
+    except BaseException as raised:  # Ctrl-C and SIGTERM, too
+        error = raised
+        raise
+    finally:
+        with signals_held():  # `mlflow run` sends a SIGTERM after a Ctrl-C
+            _end_quietly(client, launched, run_status(error))
 
 
 def _open_child(git: GitState | None, parent: MLflowTracker, run_name: str, tags: Mapping[str, str]) -> MLflowTracker:

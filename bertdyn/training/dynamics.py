@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bertdyn.models.anatomy import places
+from bertdyn.training.groups import by_group
 from bertdyn.training.loop import Listener, Progress
 from bertdyn.training.snapshots import Snapshot, norms
 
@@ -119,20 +120,6 @@ class Dynamics(Listener):
         )
 
 
-def by_group(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `Dynamics.table` → one row per epoch and group, with the group's own norms.
-
-    Groups are `embeddings`, `layer_01` …, `pooler`, `head`. Norms of tensors combine as the root of
-    the sum of squares, which is exact for `norm`, `distance_from_init`, `relative_update` and the
-    root mean square of the gradient's norm (`grad_norm_rms`), and for nothing else.
-    """
-    rows = rows.assign(group=[_group(c, layer) for c, layer in zip(rows["component"], rows["layer"], strict=True)])
-    squared = ["norm", "distance_from_init", "update_norm", "previous_norm", "grad_norm_rms"]
-    sums = (rows[squared] ** 2).groupby([rows["epoch"], rows["group"]]).sum(min_count=1) ** 0.5
-    sums["relative_update"] = sums["update_norm"] / sums["previous_norm"]
-    return sums.drop(columns=["update_norm", "previous_norm"]).reset_index()
-
-
 def scalars(rows: pd.DataFrame) -> dict[str, float]:
     """One epoch's rows → `norm/`, `grad/` and `update/` scalars by group.
 
@@ -147,9 +134,3 @@ def scalars(rows: pd.DataFrame) -> dict[str, float]:
         f"{prefix}/{name}": groups.at[name, column] for prefix, column in columns.items() for name in shown
     }
     return {key: float(value) for key, value in values.items() if not np.isnan(value)}
-
-
-def _group(component: str, layer: Any) -> str:
-    if not pd.isna(layer):
-        return f"layer_{int(layer):02d}"
-    return component if component in ("pooler", "head") else "embeddings"

@@ -12,6 +12,7 @@ import yaml
 from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
 from bertdyn.steps.pipeline_config import PipelineConfig
 from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
+from explorer.config import ExploreConfig
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -25,6 +26,7 @@ CONFIGS = {
     "prune": PruneConfig,
     "sweep-pruning": SweepPruningConfig,
     "sweep-freezing": SweepFreezingConfig,
+    "explore": ExploreConfig,
 }
 
 

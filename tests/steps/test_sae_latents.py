@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from bertdyn.sae.dictionary import Dictionary
+from bertdyn.sae.naming import CONTROL, Name
 from bertdyn.steps.sae_latents import latent_tables
 from bertdyn.steps.sae_rows import part_rows
-from bertdyn.steps.sae_training import CONTROL, Name
 from tests.features.test_aligned import write_store
 
 STATES, WIDTH, LATENTS = ["pretrained", "best"], 6, 12

@@ -12,6 +12,7 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.sae.dictionary import Dictionary, encode
 from bertdyn.sae.fates import MIN_ROWS
 from bertdyn.sae.latents import activation_change
+from bertdyn.sae.naming import Name
 from bertdyn.steps import sae_page_sides, sae_pages
 from bertdyn.steps.config import ExtractConfig, SaeConfig
 from bertdyn.steps.extract_runs import ExtractRun
@@ -22,7 +23,6 @@ from bertdyn.steps.sae_page_words import METRICS
 from bertdyn.steps.sae_pages import write_pages
 from bertdyn.steps.sae_report import Studied
 from bertdyn.steps.sae_rows import part_rows
-from bertdyn.steps.sae_training import Name
 from bertdyn.tracking.tracker import Tracker
 from tests.features.test_aligned import write_store
 

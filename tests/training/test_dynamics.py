@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from bertdyn.training.dynamics import Dynamics, by_group, scalars
+from bertdyn.training.dynamics import Dynamics, scalars
 from bertdyn.training.gradients import tensor_norms
+from bertdyn.training.groups import by_group
 from bertdyn.training.loop import Progress
 from tests.families import FAMILIES
 

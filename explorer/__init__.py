@@ -1,0 +1,1 @@
+"""What runs found, in the browser: reads any MLflow tracking server, and writes nothing there."""
