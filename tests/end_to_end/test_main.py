@@ -4,11 +4,14 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
 
-from tests.end_to_end.conftest import TINY, Workplace, artifacts
+from tests.end_to_end.conftest import ROOT, TINY, Workplace, artifacts, make_workplace
 
 MAIN = "entrypoints.main"
 STEPS = {
@@ -29,11 +32,24 @@ STEPS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def preset(tmp_path):
-    path = tmp_path / "tiny.yaml"
+def write_preset(folder: Path) -> Path:
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({"title": "All of it, tiny", "steps": STEPS}, sort_keys=False))
     return path
+
+
+@pytest.fixture
+def preset(tmp_path):
+    return write_preset(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Workplace, tuple[str, ...], str]:
+    """A pipeline that came to its end: where, its options, and what it printed."""
+    workplace = make_workplace(tmp_path_factory.mktemp("main"))
+    options = ("--preset", str(write_preset(workplace.folder)))
+    options += ("--overrides", f"{{sweep-pruning: {{storage: {workplace.folder / 'optuna.journal'}}}}}")
+    return workplace, options, workplace.run(*options, module=MAIN)
 
 
 def parents(workplace: Workplace):
@@ -46,9 +62,8 @@ def inside(workplace: Workplace, parent):
     return {run.data.tags["bertdyn.stage"]: run for run in found}
 
 
-def test_everything_once_then_only_what_changed(workplace, preset, tmp_path):
-    storage = ("--overrides", f"{{sweep-pruning: {{storage: {tmp_path / 'optuna.journal'}}}}}")
-    said = workplace.run("--preset", str(preset), *storage, module=MAIN)
+def test_everything_once_then_only_what_changed(finished):
+    workplace, options, said = finished
     [parent] = parents(workplace)
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "tiny-synthetic-minilm"
@@ -79,7 +94,7 @@ def test_everything_once_then_only_what_changed(workplace, preset, tmp_path):
         "6_prune_architecture", "7_sweep-pruning_pareto",
     ]  # fmt: skip
 
-    again = workplace.run("--preset", str(preset), *storage, module=MAIN)
+    again = workplace.run(*options, module=MAIN)
     second, first = parents(workplace)
     assert first.info.run_id == parent.info.run_id
     assert not inside(workplace, second)
@@ -87,14 +102,29 @@ def test_everything_once_then_only_what_changed(workplace, preset, tmp_path):
     assert again.count("(reused)") == len(STEPS)
     assert second.data.tags["mlflow.note.content"].partition("### The runs")[0] == note.partition("### The runs")[0]
 
-    changed = ("--overrides", f"{{probe: {{num_folds: 4}}, sweep-pruning: {{storage: {tmp_path / 'optuna.journal'}}}}}")
-    workplace.run("--preset", str(preset), *changed, module=MAIN)
+    workplace.run(*options[:3], options[3][:-1] + ", probe: {num_folds: 4}}", module=MAIN)
     assert list(inside(workplace, parents(workplace)[0])) == ["probe"]
 
     # a run whose artifacts are gone is made again, and what starts from it is not, since it is the same
     (artifacts(runs["compare"]) / "summary.md").unlink()
-    workplace.run("--preset", str(preset), *storage, module=MAIN)
+    workplace.run(*options, module=MAIN)
     assert list(inside(workplace, parents(workplace)[0])) == ["compare"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebooks_run_from_top_to_bottom(finished, path, monkeypatch):
+    workplace, _, _ = finished
+    for name, value in workplace.environment.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(path, as_version=4)
+    kept = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert kept, "stored with outputs"
+    assert path.stat().st_size < 500_000, "but small ones"
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    made = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output for output in made if output.output_type == "error"]
+    for kind in ("text/html", "image/png"):
+        assert sum(kind in output.get("data", ()) for output in made) >= 1
 
 
 def test_what_a_step_cannot_do_ends_the_run_with_its_name(workplace, preset):
