@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from bertdyn.errors import InputError
 from entrypoints.command import parse, run
@@ -19,7 +18,6 @@ DESCRIPTION = (
     "what layers keep, which features a text has before and after fine-tuning, what probes read off, what pruning "
     "leaves. One chosen run fills all pages with the runs that belong to it. Ctrl-C ends it; nothing is recorded."
 )
-APP = Path(__file__).parents[1] / "explorer" / "app.py"
 STREAMLIT = {
     "server.headless": "true",
     "server.fileWatcherType": "none",
@@ -63,10 +61,9 @@ def check_free(host: str, port: int) -> None:
 
 
 def serve(config: ExploreConfig) -> None:
-    """Run Streamlit until it ends or a signal comes, which ends it, too; its exit status is ours."""
+    """Run the page's process until it ends or a signal comes, which ends it, too; its exit status is ours."""
     options = STREAMLIT | {"server.address": config.host, "server.port": str(config.port)}
-    command = [sys.executable, "-m", "streamlit", "run", str(APP)]
-    command += [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "explorer", *(f"--{name}={value}" for name, value in options.items())]
     # A session of its own: Ctrl-C is ours to answer, and the page's end is not taken for a failure of its own.
     page = subprocess.Popen(command, env=os.environ | {ASKED: config.run_id or ""}, start_new_session=True)
     try:

@@ -1,8 +1,7 @@
 """The explorer: a run picker beside one page for each thing that there is to see.
 
-    BERTDYN_RUN_ID=<run id> python -m streamlit run explorer/app.py
-
-Pages are imported when they are opened, and PyTorch by those that need it: the first view is there in two seconds.
+Other pages than the first are imported when they are opened, and PyTorch by those that need it. `python -m explorer`
+serves it.
 """
 
 import os

@@ -72,6 +72,21 @@ def text(run: RunInfo, path: str) -> str | None:
         return None
 
 
+@st.cache_data(show_spinner=False, max_entries=MAX_TABLES)
+def figure(run: RunInfo, name: str) -> bytes | None:
+    """A figure that a run drew itself, PNG; None if it has none of that name (yet).
+
+    Raises
+    ------
+    InputError
+        If it cannot be read now.
+    """
+    try:
+        return fetch(run, f"figures/{name}.png").read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def record(run: RunInfo, path: str) -> dict[str, Any]:
     """A JSON file of a run; empty if it has none of that name (yet)."""
     content = text(run, path)

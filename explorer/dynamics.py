@@ -1,4 +1,7 @@
-"""What training moved, layer by epoch, and how the texts of the probe part part ways."""
+"""What training moved, layer by epoch, and how the texts of the probe part part ways.
+
+A run draws its figures when it is over; those are shown as they are, and drawn here while it is still going.
+"""
 
 from typing import NamedTuple
 
@@ -32,14 +35,23 @@ def page(family: Family) -> None:
         absent(run, "dynamics: its seeds are runs of their own" if family.of("fine-tune")[1:] else "dynamics")
         return
     st.subheader("What moved, by layer and epoch")
-    picture(_heat_maps(run), "Four heat maps, layer by epoch: distance, relative update, gradient norm, weight norm")
+    picture(
+        artifacts.figure(run, "dynamics_by_layer") or _heat_maps(run),
+        "Four heat maps, layer by epoch: distance, relative update, gradient norm, weight norm",
+    )
     st.subheader("How the texts part ways")
     _trajectory(run)
     if artifacts.table(run, "history") is not None:
         st.subheader("Loss and validation score")
-        picture(_curves(run), "Loss and validation score by epoch, beside the baselines")
+        picture(
+            artifacts.figure(run, "training_curves") or _curves(run),
+            "Loss and validation score by epoch, beside the baselines",
+        )
     st.subheader("What moved, by component")
-    picture(_components(run), "Distance from the start and gradient norm by epoch, one line a component")
+    picture(
+        artifacts.figure(run, "dynamics_by_component") or _components(run),
+        "Distance from the start and gradient norm by epoch, one line a component",
+    )
 
 
 @st.cache_data(show_spinner="Drawing …")

@@ -23,7 +23,7 @@ ORDERS = {
 """What the list can be sorted by → a number for each card, the largest first."""
 SHOWN_FIRST = 1
 """Groups of examples that are unfolded."""
-LABEL_HEIGHT, AXIS_HEIGHT = 26, 55
+LABEL_HEIGHT, AXIS_HEIGHT = 26, 85
 """Of a bar of the label statistics, and of what is below the bars, pixels."""
 
 

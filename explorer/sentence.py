@@ -23,7 +23,7 @@ EXAMPLE = "a gripping , unsentimental film that never finds its feet"
 MAX_CHARACTERS = 2000
 OFFERED = 15
 """Latents of a layer that can be chosen from."""
-BAR_HEIGHT, AXIS_HEIGHT = 24, 50
+BAR_HEIGHT, AXIS_HEIGHT = 24, 75
 """Of a bar and of what is below the bars, pixels."""
 
 
@@ -126,10 +126,10 @@ def _layers(found: Studied, readers: "list[Reader]", text: str) -> None:
         tables = [models.read(reading, found.run, name, text) for reading, name in zip(readers, names, strict=True)]
         with st.container(border=True):
             st.markdown(f"**Layer {layer}**")
-            _layer(found, names, tables)
+            _layer(found, names, tables, text)
 
 
-def _layer(found: Studied, names: list[Name], tables: list[pd.DataFrame]) -> None:
+def _layer(found: Studied, names: list[Name], tables: list[pd.DataFrame], text: str) -> None:
     """The text in each state; one latent where dictionaries share their numbers, else one of each."""
     from explorer import models
 
@@ -137,7 +137,7 @@ def _layer(found: Studied, names: list[Name], tables: list[pd.DataFrame]) -> Non
     together = names[0].comparison != "independent" and len(names) > 1
     if together:
         both = pd.concat(peaks).groupby(level=0).max().sort_values(ascending=False)
-        picked = _pick(found, names[-1], both)
+        picked = _pick(found, names[-1], both, text)
         chosen = [picked] * len(names)
         columns = st.columns(len(names))
     else:
@@ -145,7 +145,7 @@ def _layer(found: Studied, names: list[Name], tables: list[pd.DataFrame]) -> Non
         chosen = []
         for column, name, peak in zip(columns, names, peaks, strict=True):
             with column:
-                chosen.append(_pick(found, name, peak))
+                chosen.append(_pick(found, name, peak, text))
     full = max((float(peak.get(latent, 0.0)) for peak, latent in zip(peaks, chosen, strict=True)), default=0.0)
     for column, name, table, latent, peak in zip(columns, names, tables, chosen, peaks, strict=True):
         with column:
@@ -156,8 +156,8 @@ def _layer(found: Studied, names: list[Name], tables: list[pd.DataFrame]) -> Non
         st.html(scale(full))
 
 
-def _pick(found: Studied, name: Name, peaks: pd.Series) -> int | None:
-    """A latent out of those that are strongest in the text."""
+def _pick(found: Studied, name: Name, peaks: pd.Series, text: str) -> int | None:
+    """A latent out of those that are strongest in the text; each text begins with its strongest."""
     if peaks.empty:
         return None
     words, statistics = latents.words_by_latent(found, name), found.statistics(name)
@@ -174,5 +174,5 @@ def _pick(found: Studied, name: Name, peaks: pd.Series) -> int | None:
         "Latent: strength in this text · label and its AUC · words it is known by",
         offered,
         format_func=told,
-        key=f"latent {'/'.join(map(str, name))}",
+        key=f"latent {'/'.join(map(str, name))} of {text}",
     )

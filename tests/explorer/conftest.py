@@ -18,7 +18,7 @@ def here(monkeypatch) -> Iterator[Callable[[str, Path], None]]:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setenv("BERTDYN_CACHE", str(folder / "cache"))
         monkeypatch.delenv("BERTDYN_RUN_ID", raising=False)
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_tracking_uri(uri)  # which an earlier test may have set to another
 
     yield use
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]

@@ -63,6 +63,11 @@ def test_dynamics(open_page, store):
         )
 
 
+def test_dynamics_of_a_run_that_has_not_drawn_its_figures_yet(open_page, monkeypatch):
+    monkeypatch.setattr("explorer.artifacts.figure", lambda run, name: None)
+    assert pictures(open_page("dynamics")) == 3
+
+
 def test_similarity(open_page, store):
     page = open_page("similarity")
     assert pictures(page) == 2
@@ -202,7 +207,7 @@ def test_pruned_models_and_trials(open_page, store):
     assert len(page.dataframe[0].value) == len(table(store, "sweep-pruning", "trials"))
 
 
-@pytest.mark.parametrize("step", ["fine-tune", "extract", "compare", "probe", "sae", "prune", "sweep-pruning"])
+@pytest.mark.parametrize("step", ["fine-tune", "sae", "sweep-pruning"])
 def test_any_run_fills_all_pages(open_page, store, step):
     for name, pictures_there in (("dynamics", 3), ("similarity", 2), ("probes", 2), ("pruning", 4)):
         page = open_page(name, store.step(step))

@@ -13,7 +13,8 @@ import pandas
 import pytest
 
 from bertdyn.errors import InputError
-from bertdyn.tracking.runs import open_run
+from bertdyn.tracking.endings import Terminated
+from bertdyn.tracking.runs import launcher_ends, open_run
 
 RUN = """
 import os, sys, time
@@ -158,6 +159,27 @@ def test_the_run_of_mlflow_run_is_joined_and_its_params_stay(client, monkeypatch
     assert run.data.params == {"lr": "5.0e-5", "seed": "1", "epochs": "3"}
     assert json.loads((tracker.folder / "config.json").read_text())["lr"] == 7.0
     assert client.get_experiment_by_name("bertdyn") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED"), (Terminated(), "KILLED"), (SystemExit(1), "FAILED")],
+)
+def test_the_run_of_mlflow_run_ends_as_a_command_that_records_nothing(client, monkeypatch, error, status):
+    launched = client.create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
+    with suppress(KeyboardInterrupt, SystemExit), launcher_ends("explore"):
+        assert "MLFLOW_RUN_ID" not in os.environ
+        if error is not None:
+            raise error
+    ended = client.get_run(launched.info.run_id)
+    assert (ended.info.status, ended.data.tags["bertdyn.stage"]) == (status, "explore")
+
+
+def test_without_mlflow_run_a_command_that_records_nothing_makes_no_run(client):
+    with launcher_ends("explore"):
+        pass
+    assert client.search_runs(["0"]) == []
 
 
 @pytest.mark.parametrize(("name", "becomes"), [(None, "ours"), ("the user's", "the user's")])
