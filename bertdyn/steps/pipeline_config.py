@@ -19,7 +19,7 @@ class PipelineConfig:
 
     preset: str = HfArg(
         default="quick",
-        help="quick (five minutes on two cores, no hub, no files), full (every layer, state and seed), or a YAML file "
+        help="quick (some minutes on two cores, no hub, no files), full (every layer, state and seed), or a YAML file "
         "of steps, such as those in experiments/.",
     )
     dataset: Optional[str] = HfArg(default=None, help=f"{_EVERY} As fine-tune takes it.")
