@@ -107,7 +107,9 @@ def _run(step: Step, options: Any, made_by: str, tracker: Tracker) -> str:
     if step.stage == "extract":
         options = with_source_data(options)
     tags = work.tags(options) | {"bertdyn.stage": step.stage, RECIPE: made_by}
-    with tracker.child(options.run_name or work.name(options), tags) as child:
+    # Folders have to differ, where MLflow's runs may have one name.
+    name = options.run_name or work.name(options) if tracker.run_id else step.name
+    with tracker.child(name, tags) as child:
         work.run(options, child)
     return child.run_id or str(child.folder)
 

@@ -15,12 +15,14 @@ import pytest
 from optuna.trial import TrialState
 
 from bertdyn.errors import InputError
+from bertdyn.steps import sweep
 from bertdyn.steps.sweep import FAILURES_IN_A_ROW, run_trial, run_trials
 from bertdyn.sweeping import studies, workers
 from bertdyn.sweeping.samplers import is_exhausted, make_pruner, make_sampler
 from bertdyn.sweeping.space import Number, Space, Switch, read_space
 from bertdyn.sweeping.storage import open_storage
 from bertdyn.sweeping.workers import REPLACEMENTS, WorkersFailed, supervise
+from bertdyn.tracking.endings import SigtermRaises, Terminated
 from tests.sweeping import processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,6 +234,50 @@ def test_a_signal_ends_trials_at_once():
     with pytest.raises(SystemExit):
         run_trials(study, enough(study, 10), stopped_by_sigterm)
     assert states(study) == ["RUNNING"]
+
+
+def test_a_trial_is_its_processs_before_a_signal_takes_effect():
+    """Else it would be nobody's, and RUNNING, after its worker was told to stop."""
+
+    class Stopping(optuna.samplers.RandomSampler):
+        def before_trial(self, study, trial):
+            os.kill(os.getpid(), signal.SIGTERM)  # the trial is there, and nothing is known of it
+
+    study, handler = optuna.create_study(sampler=Stopping(seed=0)), SigtermRaises()
+    handler.install()
+    try:
+        with pytest.raises(Terminated):
+            run_trials(study, enough(study, 3), lambda trial: 1.0)
+    finally:
+        handler.restore()
+    [trial] = study.trials
+    assert (trial.state, trial.user_attrs[studies.WORKER]) == (TrialState.RUNNING, studies.this_process())
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_which_runs_under_a_study_nobody_writes_any_more(monkeypatch, leads):
+    study = optuna.create_study()
+    for run_id in ("named", None):
+        trial = study.ask()
+        if run_id:
+            trial.set_user_attr(studies.RUN, run_id)
+    told = {}
+    monkeypatch.setattr(sweep, "end_abandoned_children", lambda run_id, is_abandoned: told.update(judge=is_abandoned))
+    sweep._end_abandoned(study, sweep._Parent("parent", ""), leads=leads)
+
+    def judged(run_id, process):
+        tags = {sweep.PROCESS: process} if process else {}
+        return told["judge"](SimpleNamespace(info=SimpleNamespace(run_id=run_id), data=SimpleNamespace(tags=tags)))
+
+    dead = studies.this_process().rsplit(":", 1)[0] + ":1.00"
+    assert judged("any", dead)
+    assert not judged("any", studies.this_process())
+    assert judged("winner", None) == leads, "who leads trains winners; who joins must leave them alone"
+    assert not judged("named", "elsewhere:1:1.00")
+    assert not judged("any", "elsewhere:1:1.00"), "it may be that of the trial that has just begun"
+    study.tell(1, state=TrialState.FAIL)
+    assert judged("any", "elsewhere:1:1.00") == leads
+    assert not judged("named", "elsewhere:1:1.00")
 
 
 def test_a_grid_of_several_processes_one_of_which_fails(tmp_path):
