@@ -173,7 +173,7 @@ def trainer_epoch(config) -> tuple[float, float]:
 
 def our_epoch(config, tracker=None) -> tuple[float, float]:
     """Seconds and mean loss of epoch 1, listeners included if there is a tracker."""
-    from bertdyn.steps.fine_tune import make_job, make_listeners, train_job
+    from bertdyn.steps.fine_tuning import make_job, make_listeners, train_job
     from bertdyn.tracking.tracker import Tracker
     from bertdyn.training.loop import Listener
 

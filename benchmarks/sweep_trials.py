@@ -33,7 +33,7 @@ from bertdyn.pruning.plan import Plan, load_plan
 from bertdyn.pruning.shape import shape_of
 from bertdyn.pruning.surgery import prune
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning import SYSTEM_4, PruningTrials, directions, space_of
+from bertdyn.steps.sweep_pruning_trials import SYSTEM_4, PruningTrials, directions, space_of
 from bertdyn.sweeping.space import Space, interpolated
 from bertdyn.sweeping.studies import noted
 from bertdyn.sweeping.workers import quiet

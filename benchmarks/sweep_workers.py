@@ -23,9 +23,10 @@ from optuna.trial import TrialState
 
 from benchmarks.sweep_trials import config_of, ready
 from benchmarks.tables import Row, say
-from bertdyn.steps.sweep import Config, Sweep, lead
+from bertdyn.steps.sweep import lead
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning import PruningTrials, space_of
+from bertdyn.steps.sweep_pruning_trials import PruningTrials, space_of
+from bertdyn.steps.sweep_worker import Config, Sweep
 from bertdyn.steps.sweeps import SWEEPS
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.space import Space

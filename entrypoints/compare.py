@@ -22,10 +22,11 @@ def main() -> None:
 
 def launch(config: CompareConfig) -> None:
     """Open the run, compare, and say what can follow."""
-    from bertdyn.steps.compare import compare, name_of, open_runs, tags_of
+    from bertdyn.steps.comparison import compare
+    from bertdyn.steps.extract_runs import name_of, open_runs, tags_of
 
     runs = open_runs(config)
-    with open_tracker("compare", run_name=config.run_name or name_of(runs), tags=tags_of(runs)) as tracker:
+    with open_tracker("compare", run_name=config.run_name or name_of("compare", runs), tags=tags_of(runs)) as tracker:
         result = compare(config, tracker, runs)
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
 

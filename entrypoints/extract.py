@@ -22,7 +22,7 @@ def main() -> None:
 
 def launch(config: ExtractConfig, given: set[str]) -> None:
     """Open the run (or the interrupted one), extract, and say what can follow."""
-    from bertdyn.steps.extract import extract
+    from bertdyn.steps.extraction import extract
     from bertdyn.steps.resuming import resumed_config
     from bertdyn.steps.sources import label_of, tags_of, with_source_data
 

@@ -21,7 +21,7 @@ def main() -> None:
 
 def launch(config: FineTuneConfig, given: set[str]) -> None:
     """Open the run (or the interrupted one), fine-tune, and say what came out and what can follow."""
-    from bertdyn.steps.fine_tune import fine_tune
+    from bertdyn.steps.fine_tuning import fine_tune
     from bertdyn.steps.resuming import resumed_config
     from bertdyn.steps.seeds import fine_tune_seeds
     from bertdyn.tracking.logged_models import check_register_as

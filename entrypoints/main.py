@@ -28,8 +28,8 @@ def launch(config: PipelineConfig) -> None:
     """Check all steps, open the run, do them, and say what came out."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a pipeline runs in one process: start it without torchrun, or its steps one by one with it")
-    from bertdyn.steps.pipeline import pipeline, tags_of_pipeline
     from bertdyn.steps.pipeline_file import load_pipeline
+    from bertdyn.steps.pipelines import pipeline, tags_of_pipeline
 
     steps = load_pipeline(config)
     tags = tags_of_pipeline(steps)

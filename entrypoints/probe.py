@@ -22,14 +22,12 @@ def main() -> None:
 
 def launch(config: ProbeConfig) -> None:
     """Open the run, probe, and say where to look."""
-    from bertdyn.steps.extract_runs import open_extract_run
-    from bertdyn.steps.probe import probe
-    from bertdyn.steps.sources import tags_of
+    from bertdyn.steps.extract_runs import name_of, open_runs, tags_of
+    from bertdyn.steps.probing import probe
 
-    source = open_extract_run(str(config.source_run_id), config.states)
-    tags = tags_of(source.config) | {"bertdyn.source_run_id": source.run_id}
-    with open_tracker("probe", run_name=config.run_name or f"{source.label}-probe", tags=tags) as tracker:
-        result = probe(config, tracker, source)
+    runs = open_runs(config)
+    with open_tracker("probe", run_name=config.run_name or name_of("probe", runs), tags=tags_of(runs)) as tracker:
+        result = probe(config, tracker, runs[0])
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
 
 

@@ -23,8 +23,8 @@ def main() -> None:
 
 def launch(config: PruneConfig) -> None:
     """Open the run, prune, and say what came out and what can follow."""
-    from bertdyn.steps.prune import prune
-    from bertdyn.steps.prune_seeds import prune_seeds
+    from bertdyn.steps.pruning import prune
+    from bertdyn.steps.pruning_seeds import prune_seeds
     from bertdyn.steps.sources import MODEL_STAGES, label_of, tags_of
     from bertdyn.tracking.locations import require_source
     from bertdyn.tracking.logged_models import check_register_as

@@ -24,22 +24,20 @@ def main() -> None:
 
 def launch(config: SaeConfig, given: set[str]) -> None:
     """Open the run (or the interrupted one), train, study, and say where to look."""
-    from bertdyn.steps.extract_runs import open_extract_run
+    from bertdyn.steps.dictionaries import sae
+    from bertdyn.steps.extract_runs import name_of, open_runs, tags_of
     from bertdyn.steps.resuming import resumed_config
-    from bertdyn.steps.sae import sae
-    from bertdyn.steps.sources import tags_of
 
     if config.resume_run_id:
         config = resumed_config(config, given)
-    source = open_extract_run(str(config.source_run_id), config.states)
-    tags = tags_of(source.config) | {"bertdyn.source_run_id": source.run_id}
+    runs = open_runs(config)
     with open_tracker(
         "sae",
-        run_name=config.run_name or f"{source.label}-sae",
-        tags=tags,
+        run_name=config.run_name or name_of("sae", runs),
+        tags=tags_of(runs),
         resume_run_id=config.resume_run_id,
     ) as tracker:
-        result = sae(config, tracker, source)
+        result = sae(config, tracker, runs[0])
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
     if (tracker.folder / "pages").exists():
         print(f"read     {tracker.folder / 'pages'}   (in a browser, or under Artifacts in the MLflow UI)")

@@ -8,7 +8,7 @@ from entrypoints.command import open_tracker
 from entrypoints.fine_tune import see_it
 
 if TYPE_CHECKING:
-    from bertdyn.steps.sweep import Config
+    from bertdyn.steps.sweep_worker import Config
 
 
 def launch(name: str, config: "Config") -> None:

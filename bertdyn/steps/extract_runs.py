@@ -12,8 +12,9 @@ from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
 from bertdyn.files import cache_folder
 from bertdyn.models.loading import load_tokenizer
-from bertdyn.steps.config import ExtractConfig, choices, layer_numbers
-from bertdyn.steps.extract import STORE
+from bertdyn.steps import sources
+from bertdyn.steps.config import CompareConfig, ExtractConfig, ProbeConfig, SaeConfig, choices, layer_numbers
+from bertdyn.steps.extraction import STORE
 from bertdyn.steps.sources import extract_config, find_states, label_of, load_source_data
 from bertdyn.tracking.locations import require_source, resolve_model, run_folder
 
@@ -55,6 +56,38 @@ def open_extract_run(run_id: str, states: str, *, flag: str = "source_run_id") -
                 f"--states {states!r}: run {run_id} has no state {state!r}; it has {', '.join(store.states)}"
             )
     return ExtractRun(run_id, label_of(config), config, store, chosen)
+
+
+def open_runs(config: CompareConfig | ProbeConfig | SaeConfig) -> list[ExtractRun]:
+    """The extract runs that a step starts from, as `open_extract_run` has them; no two have one label.
+
+    Raises
+    ------
+    InputError
+        As `open_extract_run`.
+    """
+    ids, flag = [str(config.source_run_id)], "source_run_id"
+    if isinstance(config, CompareConfig):
+        ids, flag = config.runs, "run_ids" if config.run_ids else flag
+    runs: list[ExtractRun] = []
+    for run_id in ids:
+        run = open_extract_run(run_id, config.states, flag=flag)
+        if run.label in [other.label for other in runs]:
+            run = run._replace(label=f"{run.label} ({run_id[:6]})")
+        runs.append(run)
+    return runs
+
+
+def name_of(stage: str, runs: Sequence[ExtractRun]) -> str:
+    """`sst2-minilm-s0-compare`, `3-runs-compare`"""
+    return f"{runs[0].label if len(runs) == 1 else f'{len(runs)}-runs'}-{stage}"
+
+
+def tags_of(runs: Sequence[ExtractRun]) -> dict[str, str]:
+    """What a run that starts from these is searched by in MLflow."""
+    tags = [sources.tags_of(run.config) for run in runs]
+    joined = {name: ",".join(dict.fromkeys(tag[name] for tag in tags)) for name in ("bertdyn.model", "bertdyn.dataset")}
+    return joined | {"bertdyn.source_run_id": ",".join(run.run_id for run in runs)}
 
 
 def in_training_order(run: ExtractRun) -> list[str]:

@@ -21,8 +21,8 @@ from bertdyn.sae.fidelity import WHERE, Means, special_ids_of, splice_fidelity
 from bertdyn.sae.metrics import Basis, Reconstruct, basis_of, measure
 from bertdyn.sae.naming import CONTROL, Name
 from bertdyn.sae.sparse_probing import Features, sparse_probes, text_means
-from bertdyn.steps.extract import load_state
 from bertdyn.steps.extract_runs import ExtractRun, RunTexts
+from bertdyn.steps.extraction import load_state
 from bertdyn.steps.random_twin import RANDOM_INIT
 from bertdyn.steps.sae_rows import PartRows
 from bertdyn.steps.sources import find_states

@@ -9,7 +9,7 @@ from scipy import stats
 
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.findings import ROW_NAMES
-from bertdyn.steps.fine_tune import FineTuneResult, fine_tune
+from bertdyn.steps.fine_tuning import FineTuneResult, fine_tune
 from bertdyn.tracking.tracker import Tracker
 
 

@@ -1,7 +1,6 @@
 """A sweep: an Optuna study whose trials are child runs, by several processes, on one machine or many.
 
-    driver: run and study → workers → what the trials found → the winner, trained in full, beside its control
-    worker: model, data and statistics once; then trial after trial until the study has all of them
+    run and study → workers (`sweep_worker`) → what the trials found → the winner, trained in full, beside its control
 
 A second command with the same storage and study joins: its workers' trials are children of the first one's run. Once
 nobody leads a study, the next command goes on with it, and with its run.
@@ -11,39 +10,29 @@ import dataclasses
 import logging
 import os
 import time
-import zlib
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
 import optuna
 from mlflow.entities import Run
-from optuna import Study, Trial
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna import Study
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
 from bertdyn.errors import InputError
-from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
+from bertdyn.steps.sweep_worker import PROCESS, Config, Parent, Sweep, open_storage_of, work
 from bertdyn.sweeping import studies
-from bertdyn.sweeping.samplers import is_exhausted, make_pruner, make_sampler
+from bertdyn.sweeping.samplers import is_exhausted, make_sampler
 from bertdyn.sweeping.space import Space
-from bertdyn.sweeping.storage import check_not_same, has_heartbeat, open_storage, without_password
+from bertdyn.sweeping.storage import check_not_same, has_heartbeat, without_password
 from bertdyn.sweeping.studies import is_alive
-from bertdyn.sweeping.workers import WorkersFailed, is_orphan, prepare_worker, quiet, supervise
-from bertdyn.tracking.endings import SigtermRaises, signals_held
-from bertdyn.tracking.runs import children_opener, end_abandoned, end_abandoned_children
+from bertdyn.sweeping.workers import WorkersFailed, supervise
+from bertdyn.tracking.runs import end_abandoned, end_abandoned_children
 from bertdyn.tracking.store import tracking_uri
 from bertdyn.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-Config = SweepPruningConfig | SweepFreezingConfig
 NOT_SHARED = (
     "n_trials", "workers", "study_name", "storage", "sampler", "pruner", "space", "space_overrides", "enqueue",
     "seeds", "controls", "run_name", "register_as", "budget", "num_train_epochs", "recover", "resume_run_id",
@@ -52,37 +41,6 @@ NOT_SHARED = (
 )  # fmt: skip
 """Options that no trial's values depend on: commands that work on one study may differ in them. All others are fixed
 when a study is begun."""
-PROCESS = "bertdyn.process"
-"""Tag of a trial's run: the process that writes it, from the moment at which it is there."""
-FAILURES_IN_A_ROW = 3
-"""After so many failed trials one after the other, a worker gives up."""
-
-
-class Objective(Protocol):
-    """What a worker keeps from trial to trial, and does in each."""
-
-    def __call__(self, trial: Trial, tracker: Tracker) -> float | tuple[float, ...]:
-        """The values of one trial, whose run is `tracker`."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What makes one kind of sweep; functions of a module each, so that worker processes find them."""
-
-    stage: str
-    name: Callable[[Any], str]
-    """From the options: what to call the run."""
-    tags: Callable[[Any], dict[str, str]]
-    space: Callable[[Any], Space]
-    directions: Callable[[Any], list[studies.Direction]]
-    """From the options: `minimize` or `maximize` for each value of a trial."""
-    first_trials: Callable[[Any, Space], dict[str, dict[str, Any]]]
-    """From options and space: name → params of the trials to begin with."""
-    prepare: Callable[[Any, Study], None]
-    """What is measured once, before the first trial."""
-    objective: Callable[[Any, Space, Study], Objective]
-    conclude: Callable[[Any, Space, Study, Tracker], str]
-    """The winner and the report; returns the report."""
 
 
 class SweepResult(NamedTuple):
@@ -91,13 +49,6 @@ class SweepResult(NamedTuple):
     study_name: str
     summary: str
     """The report, Markdown; of a process that joined, one line."""
-
-
-class _Parent(NamedTuple):
-    """Where trials are recorded: in MLflow under a run, or in a folder."""
-
-    run_id: str | None
-    folder: str
 
 
 def find(kind: Sweep, config: Config, space: Space) -> Study | None:
@@ -111,7 +62,7 @@ def find(kind: Sweep, config: Config, space: Space) -> Study | None:
     """
     make_sampler(config.sampler, space, config.seed)  # a grid needs steps
     check_not_same(config.storage, tracking_uri())
-    storage = _open(config)
+    storage = open_storage_of(config)
     if not config.study_name:
         return None
     study = studies.find_study(storage, config.study_name)
@@ -149,7 +100,7 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
     """
     if study is None:
         name = config.study_name or f"{kind.stage}-{(tracker.run_id or Path(tracker.folder).name)[:8]}"
-        study = studies.begin_study(_open(config), name, kind.directions(config), _setup(kind, config, space))
+        study = studies.begin_study(open_storage_of(config), name, kind.directions(config), _setup(kind, config, space))
         if study is None:
             raise InputError(f"--study_name {name!r}: there is such a study; give it to go on with it")
     with studies.beating(study, leads=True):
@@ -158,7 +109,7 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
         tracker.set_tags({"optuna.study": study.study_name})
         if not study.user_attrs.get(studies.READY):
             get_ready(kind, config, space, study)
-        parent = _Parent(tracker.run_id, str(tracker.folder))
+        parent = Parent(tracker.run_id, str(tracker.folder))
         _end_abandoned(study, parent, leads=True)
         _run(kind, config, space, study, parent, leads=True)
         done = studies.finished(study)  # what the report is about; others may add trials meanwhile
@@ -188,12 +139,12 @@ def join(kind: Sweep, config: Config, space: Space, study: Study) -> SweepResult
         raise InputError(f"study {study.study_name!r}: the command that began it is gone; start this one again to lead")
     run_id = study.user_attrs[studies.PARENT]
     with studies.beating(study, leads=False):
-        _run(kind, config, space, study, _Parent(run_id, ""), leads=False)
+        _run(kind, config, space, study, Parent(run_id, ""), leads=False)
     done = studies.finished(study)
     return SweepResult(study.study_name, f"joined study {study.study_name}: it has {done} trials now, in run {run_id}")
 
 
-def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Parent, *, leads: bool) -> None:
+def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: Parent, *, leads: bool) -> None:
     """Workers until the study has its trials; trials of the dead are ended and queued anew."""
     watch, heartbeat = studies.Watch(), has_heartbeat(config.storage)
     bar = tqdm(total=config.n_trials, initial=studies.finished(study), desc="trials", unit="trial", dynamic_ncols=True)
@@ -233,7 +184,7 @@ def _run(kind: Sweep, config: Config, space: Space, study: Study, parent: _Paren
         _end_abandoned(study, parent, leads=leads)
 
 
-def _end_abandoned(study: Study, parent: _Parent, *, leads: bool) -> None:
+def _end_abandoned(study: Study, parent: Parent, *, leads: bool) -> None:
     """End what nobody writes any more, though it is RUNNING, under the study's run: trials' runs of processes that were
     stopped or killed; and, as nobody else leads the study, trainings of a winner."""
 
@@ -250,111 +201,6 @@ def _end_abandoned(study: Study, parent: _Parent, *, leads: bool) -> None:
 
     if parent.run_id:
         end_abandoned_children(parent.run_id, is_abandoned)
-
-
-def work(
-    kind: Sweep,
-    config: Config,
-    space: Space,
-    study_name: str,
-    parent: _Parent,
-    fresh: bool,
-    index: int,
-    refused: Any,
-) -> None:
-    """One worker process: everything that trials share once, then trial after trial."""
-    SigtermRaises().install()
-    prepare_worker(config.workers, index)
-    try:
-        study = optuna.load_study(study_name=study_name, storage=_open(config), pruner=make_pruner(config.pruner))
-        own = config.seed + index if fresh else zlib.crc32(studies.this_process().encode())
-        study.sampler = make_sampler(config.sampler, space, config.seed if config.sampler == "grid" else own)
-        objective = kind.objective(config, space, study)
-        open_child = children_opener(parent.run_id) if parent.run_id else partial(_folder, parent.folder)
-    except InputError as error:
-        refused.put(str(error))
-        return
-
-    def enough() -> bool:
-        return studies.taken(study) >= config.n_trials or is_exhausted(study, config.sampler, space)
-
-    run_trials(study, enough, partial(run_trial, kind.stage, objective, open_child))
-
-
-def run_trials(study: Study, enough: Callable[[], bool], trial_function: Callable[[Trial], Any]) -> None:
-    """Trial after trial, until there are enough, done or under way, or the driver is gone.
-
-    Raises
-    ------
-    RuntimeError
-        If several fail in a row.
-    """
-    failures, number = 0, -1
-
-    def counted(trial: Trial) -> Any:
-        nonlocal failures, number
-        failures, number = failures + 1, trial.number
-        trial.set_user_attr(studies.WORKER, studies.this_process())
-        held.close()
-        try:
-            values = trial_function(trial)
-        except optuna.TrialPruned:
-            failures = 0
-            raise
-        if not np.isnan(values).any():  # else Optuna takes it for failed
-            failures = 0
-        return values
-
-    while not enough() and not is_orphan():
-        number = -1
-        try:
-            # Else a trial that is begun when the signal comes would be nobody's, and RUNNING, for a while.
-            with ExitStack() as held:
-                held.enter_context(signals_held())
-                study.optimize(counted, n_trials=1, catch=(Exception,))
-        except (ValueError, AssertionError, UpdateFinishedTrialError):
-            # Optuna has a different error for each moment at which it finds out.
-            if number < 0 or not studies.is_finished(study, number):
-                raise
-            logger.warning("trial %d was given up for lost while it ran: it gave no sign of life", number)
-        if failures >= FAILURES_IN_A_ROW:
-            raise RuntimeError(f"{failures} trials failed in a row: this worker gives up")
-
-
-def run_trial(
-    stage: str,
-    objective: Objective,
-    open_child: Callable[[str, Mapping[str, str]], Tracker],
-    trial: Trial,
-) -> float | tuple[float, ...]:
-    """One trial, in a run of its own that ends as the trial ends: FINISHED, KILLED where it was stopped, or FAILED."""
-    origin = trial.user_attrs.get(studies.ORIGIN)
-    tags = {
-        "bertdyn.stage": f"{stage}-trial",
-        "optuna.study": trial.study.study_name,
-        "optuna.trial_number": str(trial.number),
-        PROCESS: studies.this_process(),
-    } | ({"optuna.origin": origin} if origin else {})
-    with open_child(f"trial-{trial.number:04d}", tags) as tracker:
-        trial.set_user_attr(studies.RUN, tracker.run_id)
-        values = objective(trial, tracker)
-        if np.isnan(values).any():
-            raise ValueError(f"trial {trial.number}: a value is no number: {values}")
-        if studies.is_finished(trial.study, trial.number):
-            raise RuntimeError("given up for lost while it ran: another trial has taken its place")
-        return values
-
-
-def _open(config: Config) -> BaseStorage:
-    """The storage; trials of a database whose processes give no sign of life are queued anew."""
-    quiet()
-    return open_storage(config.storage, partial(studies.retry, end_abandoned))
-
-
-def _folder(parent: str, name: str, tags: Mapping[str, str]) -> Tracker:
-    tracker = Tracker(Path(parent) / "children" / name)
-    tracker.set_tags(tags)
-    return tracker
 
 
 def _setup(kind: Sweep, config: Config, space: Space) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial
 from bertdyn.errors import InputError
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.steps.fine_tune import fine_tune
+from bertdyn.steps.fine_tuning import fine_tune
 from bertdyn.steps.seeds import earlier_result, t_interval
 from bertdyn.steps.sweep_config import SweepFreezingConfig
-from bertdyn.steps.sweep_freezing import NOTHING_FROZEN, consistent, value_names
+from bertdyn.steps.sweep_freezing_trials import NOTHING_FROZEN, consistent, value_names
 from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import complete

@@ -12,13 +12,13 @@ from bertdyn.errors import InputError
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.plots.sweeps import pareto
 from bertdyn.steps.config import PruneConfig
-from bertdyn.steps.prune import prune
 from bertdyn.steps.prune_report import difference_lines
-from bertdyn.steps.prune_seeds import paired_differences
-from bertdyn.steps.prune_seeds import report as seeds_report
+from bertdyn.steps.pruning import prune
+from bertdyn.steps.pruning_seeds import paired_differences
+from bertdyn.steps.pruning_seeds import report as seeds_report
 from bertdyn.steps.sources import label_of, tags_of
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning import LATENCY, PartScorer, PruningTrials, value_names
+from bertdyn.steps.sweep_pruning_trials import LATENCY, PartScorer, PruningTrials, value_names
 from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.config import seeds_of

@@ -1,9 +1,11 @@
 """The sweeps that there are."""
 
-from bertdyn.steps import sweep_freezing, sweep_freezing_end, sweep_pruning, sweep_pruning_end
+from bertdyn.steps import sweep_freezing_end, sweep_freezing_trials, sweep_pruning_end, sweep_pruning_trials
 from bertdyn.steps.sources import label_of, tags_of
-from bertdyn.steps.sweep import Sweep
+from bertdyn.steps.sweep import SweepResult, find, lead
 from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
+from bertdyn.steps.sweep_worker import Config, Sweep
+from bertdyn.tracking.tracker import Tracker
 
 
 def _pruning_name(config: SweepPruningConfig) -> str:
@@ -24,22 +26,51 @@ SWEEPS = {
         stage="sweep-pruning",
         name=_pruning_name,
         tags=tags_of,
-        space=sweep_pruning.space_of,
-        directions=sweep_pruning.directions,
-        first_trials=sweep_pruning.first_trials,
-        prepare=sweep_pruning.prepare,
-        objective=sweep_pruning.objective,
+        space=sweep_pruning_trials.space_of,
+        directions=sweep_pruning_trials.directions,
+        first_trials=sweep_pruning_trials.first_trials,
+        prepare=sweep_pruning_trials.prepare,
+        objective=sweep_pruning_trials.objective,
         conclude=sweep_pruning_end.conclude,
     ),
     "freezing": Sweep(
         stage="sweep-freezing",
         name=_freezing_name,
         tags=_freezing_tags,
-        space=sweep_freezing.space_of,
-        directions=sweep_freezing.directions,
-        first_trials=sweep_freezing.first_trials,
-        prepare=sweep_freezing.prepare,
-        objective=sweep_freezing.objective,
+        space=sweep_freezing_trials.space_of,
+        directions=sweep_freezing_trials.directions,
+        first_trials=sweep_freezing_trials.first_trials,
+        prepare=sweep_freezing_trials.prepare,
+        objective=sweep_freezing_trials.objective,
         conclude=sweep_freezing_end.conclude,
     ),
 }
+
+
+def sweep_pruning(config: SweepPruningConfig, tracker: Tracker) -> SweepResult:
+    """An Optuna study over thresholds of pruning: trials are children of the tracker's run; and the winner in full.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with the source, the search space, the storage or the study of that name.
+    WorkersFailed
+        If trials fail again and again.
+    """
+    return _sweep(SWEEPS["pruning"], config, tracker)
+
+
+def sweep_freezing(config: SweepFreezingConfig, tracker: Tracker) -> SweepResult:
+    """An Optuna study over what learns when, and how fast: trials are children of the tracker's run; and the winner.
+
+    Raises
+    ------
+    InputError, WorkersFailed
+        As `sweep_pruning`.
+    """
+    return _sweep(SWEEPS["freezing"], config, tracker)
+
+
+def _sweep(kind: Sweep, config: Config, tracker: Tracker) -> SweepResult:
+    space = kind.space(config)
+    return lead(kind, config, space, tracker, find(kind, config, space))

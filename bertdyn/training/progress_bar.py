@@ -1,5 +1,6 @@
 """A progress bar over all steps of a training, with the rate and, now and then, the loss."""
 
+import sys
 import time
 
 from torch import Tensor
@@ -39,7 +40,8 @@ class ProgressBar(Listener):
 
     def on_epoch_end(self, progress: Progress) -> None:
         found = "  ".join(f"{key} {progress.metrics[key]:.3f}" for key in self.shown if key in progress.metrics)
-        tqdm.write(f"epoch {progress.epoch}/{self.num_epochs}  {found}")
+        if found:
+            tqdm.write(f"epoch {progress.epoch}/{self.num_epochs}  {found}", file=sys.stderr)
 
     def on_train_end(self, progress: Progress) -> None:
         if self.bar is not None:

@@ -319,7 +319,7 @@ def test_a_source_that_is_not_finished(source, command, monkeypatch):
     def cut(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bertdyn.steps.extract.extract_state", cut)
+    monkeypatch.setattr("bertdyn.steps.extraction.extract_state", cut)
     options = ("--source_run_id", source.tuned.info.run_id, "--parts", "train,probe", "--layers", "2")
     status, _ = command(*options, of=extract)
     assert status == 130

@@ -1,5 +1,6 @@
 """The explorer on real runs, in this process."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.explorer.story import Story
+
+
+@pytest.fixture(autouse=True)
+def same_main(monkeypatch) -> None:
+    """`AppTest` makes its script the process's main module and leaves it so: later tests could spawn no process."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.models import unpadded
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.findings import Findings
-from bertdyn.steps.fine_tune import FineTuneResult, fine_tune
+from bertdyn.steps.fine_tuning import FineTuneResult, fine_tune
 from bertdyn.steps.question_answering_report import question_answering_outcome
 from bertdyn.tasks.question_answering import Answers, QuestionAnswering
 from bertdyn.tasks.squad_metric import answer_scores, squad_scores

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from bertdyn.errors import InputError
-from bertdyn.steps.compare import compare
+from bertdyn.steps.comparison import compare
 from bertdyn.steps.config import CompareConfig, ExtractConfig, ProbeConfig
-from bertdyn.steps.extract import extract
-from bertdyn.steps.pipeline import pipeline
+from bertdyn.steps.extraction import extract
 from bertdyn.steps.pipeline_config import PipelineConfig
-from bertdyn.steps.probe import probe
+from bertdyn.steps.pipelines import pipeline
+from bertdyn.steps.probing import probe
 from bertdyn.tracking.tracker import Tracker
 
 STEPS = {

@@ -10,7 +10,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from bertdyn.errors import InputError
-from bertdyn.steps.sweep import run_trials
+from bertdyn.steps.sweep_worker import run_trials
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import importances, trials_table
 from bertdyn.sweeping.space import Number, Space, Words, read_space

@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import TrialState
 
 from bertdyn.errors import InputError
-from bertdyn.steps import sweep
-from bertdyn.steps.sweep import FAILURES_IN_A_ROW, run_trial, run_trials
+from bertdyn.steps import sweep, sweep_worker
+from bertdyn.steps.sweep_worker import FAILURES_IN_A_ROW, Parent, run_trial, run_trials
 from bertdyn.sweeping import studies, workers
 from bertdyn.sweeping.samplers import is_exhausted, make_pruner, make_sampler
 from bertdyn.sweeping.space import Number, Space, Switch, read_space
@@ -263,10 +263,10 @@ def test_which_runs_under_a_study_nobody_writes_any_more(monkeypatch, leads):
             trial.set_user_attr(studies.RUN, run_id)
     told = {}
     monkeypatch.setattr(sweep, "end_abandoned_children", lambda run_id, is_abandoned: told.update(judge=is_abandoned))
-    sweep._end_abandoned(study, sweep._Parent("parent", ""), leads=leads)
+    sweep._end_abandoned(study, Parent("parent", ""), leads=leads)
 
     def judged(run_id, process):
-        tags = {sweep.PROCESS: process} if process else {}
+        tags = {sweep_worker.PROCESS: process} if process else {}
         return told["judge"](SimpleNamespace(info=SimpleNamespace(run_id=run_id), data=SimpleNamespace(tags=tags)))
 
     dead = studies.this_process().rsplit(":", 1)[0] + ":1.00"

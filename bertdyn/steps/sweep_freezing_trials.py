@@ -13,7 +13,7 @@ from optuna import Study, Trial
 from bertdyn.models.loading import load_config
 from bertdyn.models.parts import PARTS, family_of
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.steps.fine_tune import Job, assemble, evaluation, freeze_schedule, train_job
+from bertdyn.steps.fine_tuning import Job, assemble, evaluation, freeze_schedule, train_job
 from bertdyn.steps.preparation import load_texts, make_accelerator, make_task
 from bertdyn.steps.sweep_config import SweepFreezingConfig
 from bertdyn.sweeping import studies

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from bertdyn.steps.config import PruneConfig, several_seeds
-from bertdyn.steps.prune import PruneResult, prune
 from bertdyn.steps.prune_report import CONTROL_WORDS, STAGES, score_name
+from bertdyn.steps.pruning import PruneResult, prune
 from bertdyn.steps.seeds import t_interval
 from bertdyn.steps.sources import label_of, tags_of
 from bertdyn.tracking.tracker import Tracker

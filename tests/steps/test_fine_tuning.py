@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertdyn.features.store import FeatureStore
 from bertdyn.steps.config import FineTuneConfig
-from bertdyn.steps.fine_tune import fine_tune
+from bertdyn.steps.fine_tuning import fine_tune
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import TRAINING_STATE
 from tests.families import FAMILIES, LAYERS

@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 from bertdyn.data.loading import load_data
 from bertdyn.errors import InputError
 from bertdyn.files import write_json
-from bertdyn.steps.compare import compare
-from bertdyn.steps.extract import extract
-from bertdyn.steps.fine_tune import fine_tune
+from bertdyn.steps.comparison import compare
+from bertdyn.steps.dictionaries import sae
+from bertdyn.steps.extract_runs import name_of, open_runs
+from bertdyn.steps.extract_runs import tags_of as tags_of_runs
+from bertdyn.steps.extraction import extract
+from bertdyn.steps.fine_tuning import fine_tune
 from bertdyn.steps.pipeline_config import PipelineConfig
 from bertdyn.steps.pipeline_file import REFERENCES, Pipeline, Step, load_pipeline
 from bertdyn.steps.pipeline_report import Done, write_report
-from bertdyn.steps.probe import probe
-from bertdyn.steps.prune import prune
-from bertdyn.steps.prune_seeds import prune_seeds
-from bertdyn.steps.sae import sae
+from bertdyn.steps.probing import probe
+from bertdyn.steps.pruning import prune
+from bertdyn.steps.pruning_seeds import prune_seeds
 from bertdyn.steps.seeds import fine_tune_seeds
-from bertdyn.steps.sources import extract_config, label_of, tags_of, with_source_data
-from bertdyn.steps.sweep import find, lead
-from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
-from bertdyn.steps.sweeps import SWEEPS
+from bertdyn.steps.sources import label_of, tags_of, with_source_data
+from bertdyn.steps.sweeps import SWEEPS, sweep_freezing, sweep_pruning
 from bertdyn.tracking.recipes import RECIPE, find_made, recipe
 from bertdyn.tracking.tracker import Tracker
 
@@ -127,27 +127,9 @@ def _from_model(stage: str, run: Callable[[Any, Tracker], Any]) -> _Work:
 
 
 def _from_features(stage: str, run: Callable[[Any, Tracker], Any]) -> _Work:
-    def name(options: Any) -> str:
-        ids = _runs_of(options)
-        return f"{label_of(extract_config(ids[0]))}-{stage}" if len(ids) == 1 else f"{len(ids)}-runs-{stage}"
-
-    def tags(options: Any) -> dict[str, str]:
-        found = [tags_of(extract_config(run_id)) for run_id in _runs_of(options)]
-        names = ("bertdyn.model", "bertdyn.dataset")
-        joined = {name: ",".join(dict.fromkeys(one[name] for one in found)) for name in names}
-        return joined | {"bertdyn.source_run_id": ",".join(_runs_of(options))}
-
-    return _Work(name, tags, run)
-
-
-def _runs_of(options: Any) -> list[str]:
-    return str(getattr(options, "run_ids", None) or options.source_run_id).split(",")
-
-
-def _sweep(options: SweepPruningConfig | SweepFreezingConfig, tracker: Tracker) -> None:
-    kind = SWEEPS["pruning" if isinstance(options, SweepPruningConfig) else "freezing"]
-    space = kind.space(options)
-    lead(kind, options, space, tracker, find(kind, options, space))
+    return _Work(
+        lambda options: name_of(stage, open_runs(options)), lambda options: tags_of_runs(open_runs(options)), run
+    )
 
 
 _WORK = {
@@ -161,7 +143,7 @@ _WORK = {
     "probe": _from_features("probe", probe),
     "sae": _from_features("sae", sae),
     "prune": _from_model("prune", lambda options, tracker: (prune_seeds if options.seeds else prune)(options, tracker)),
-    "sweep-pruning": _Work(SWEEPS["pruning"].name, SWEEPS["pruning"].tags, _sweep),
-    "sweep-freezing": _Work(SWEEPS["freezing"].name, SWEEPS["freezing"].tags, _sweep),
+    "sweep-pruning": _Work(SWEEPS["pruning"].name, SWEEPS["pruning"].tags, sweep_pruning),
+    "sweep-freezing": _Work(SWEEPS["freezing"].name, SWEEPS["freezing"].tags, sweep_freezing),
 }
 """Stage → how it is done."""

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bertdyn.errors import InputError
-from bertdyn.steps.compare import (
+from bertdyn.steps.comparison import (
     CompareResult,
     compare,
     compare_runs,

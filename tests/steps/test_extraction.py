@@ -20,9 +20,9 @@ from bertdyn.data.synthetic import LABEL_NAMES
 from bertdyn.errors import InputError
 from bertdyn.features import extraction, writing
 from bertdyn.features.store import FeatureStore
-from bertdyn.steps import extract as step
+from bertdyn.steps import extraction as step
 from bertdyn.steps.config import ExtractConfig
-from bertdyn.steps.extract import ExtractResult, extract
+from bertdyn.steps.extraction import ExtractResult, extract
 from bertdyn.steps.sources import State
 from bertdyn.tracking.tracker import Tracker
 from tests.families import FAMILIES, LAYERS

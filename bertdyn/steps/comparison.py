@@ -22,10 +22,9 @@ from bertdyn.geometry.cosines import unit
 from bertdyn.geometry.tsne import MAX_ROWS, joint_tsne
 from bertdyn.steps.compare_report import AND, Comparison, write_report
 from bertdyn.steps.config import CompareConfig
-from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, open_extract_run
+from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, open_runs
 from bertdyn.steps.measuring import LayerTables, measure_layer
 from bertdyn.steps.sources import described
-from bertdyn.steps.sources import tags_of as extract_tags
 from bertdyn.tracking.locations import load_run_config
 from bertdyn.tracking.tracker import Tracker
 
@@ -73,36 +72,6 @@ def compare(config: CompareConfig, tracker: Tracker, runs: Sequence[ExtractRun] 
             logger.info("not compared row by row: %s", apart[-1])
     parts = [compare_states(run, config) for run in runs]
     return CompareResult(*write_report(config, tracker, parts, between, apart))
-
-
-def open_runs(config: CompareConfig) -> list[ExtractRun]:
-    """The stores of all runs, checked.
-
-    Raises
-    ------
-    InputError
-        If a run is no finished extract run, or has no such state.
-    """
-    flag = "run_ids" if config.run_ids else "source_run_id"
-    runs: list[ExtractRun] = []
-    for run_id in config.runs:
-        run = open_extract_run(run_id, config.states, flag=flag)
-        if run.label in [other.label for other in runs]:
-            run = run._replace(label=f"{run.label} ({run_id[:6]})")
-        runs.append(run)
-    return runs
-
-
-def name_of(runs: Sequence[ExtractRun]) -> str:
-    """`sst2-minilm-s0-compare`, `3-runs-compare`"""
-    return f"{runs[0].label if len(runs) == 1 else f'{len(runs)}-runs'}-compare"
-
-
-def tags_of(runs: Sequence[ExtractRun]) -> dict[str, str]:
-    """What a compare run is searched by in MLflow."""
-    tags = [extract_tags(run.config) for run in runs]
-    joined = {name: ",".join(dict.fromkeys(tag[name] for tag in tags)) for name in ("bertdyn.model", "bertdyn.dataset")}
-    return joined | {"bertdyn.source_run_id": ",".join(run.run_id for run in runs)}
 
 
 def compare_states(run: ExtractRun, config: CompareConfig) -> Comparison:
