@@ -38,7 +38,8 @@ def launch(config: SaeConfig, given: set[str]) -> None:
         resume_run_id=config.resume_run_id,
     ) as tracker:
         result = sae(config, tracker, runs[0])
-    print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+    if result.summary:  # the main process's
+        print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
     if (tracker.folder / "pages").exists():
         print(f"read     {tracker.folder / 'pages'}   (in a browser, or under Artifacts in the MLflow UI)")
 

@@ -100,7 +100,7 @@ def train_dictionaries(
     state_file: Path | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Progress:
-    """Train all dictionaries in place.
+    """Train all dictionaries in place; each process its own.
 
     Parameters
     ----------
@@ -133,7 +133,9 @@ def train_dictionaries(
         load_training_state(state_file, model, optimizer, scheduler)
         progress = load_progress(state_file)
     course = _Course(model, rows, recipe)
-    around: list[Listener] = [course, ProgressBar(len(batches), recipe.num_epochs, shown=("train/fvu",)), *listeners]
+    around: list[Listener] = [course, *listeners]
+    if accelerator.is_main_process:
+        around.insert(1, ProgressBar(len(batches), recipe.num_epochs, shown=("train/fvu",)))
     if state_file:
 
         def save(progress: Progress) -> None:
@@ -152,6 +154,7 @@ def train_dictionaries(
         seed=seed,
         listeners=around,
         progress=progress,
+        together=False,
     )
 
 

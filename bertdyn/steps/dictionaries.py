@@ -58,6 +58,8 @@ class SaeResult(NamedTuple):
 def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> SaeResult:
     """Train and study sparse dictionaries of the layers and states of an extract run.
 
+    With several processes, each calls this and trains some of the layers; the main one does the rest.
+
     Parameters
     ----------
     run
@@ -70,11 +72,6 @@ def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> S
     """
     run = run or open_extract_run(str(config.source_run_id), config.states)
     accelerator = make_accelerator(config.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise InputError(
-            f"{accelerator.num_processes} processes: dictionaries are trained side by side in one; start it without "
-            "accelerate launch"
-        )
     states = _ordered_states(config, run)
     config = dataclasses.replace(config, comparisons=",".join(_comparisons(config, states)))
     tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
@@ -84,7 +81,10 @@ def sae(config: SaeConfig, tracker: Tracker, run: ExtractRun | None = None) -> S
     train = part_rows(run.store, states, layers[:1], config.rows, choices(config.train_parts, "train_parts"))
     check_size(config, train)  # before an encoder is run for the twin
     twin = _twin(config, run, layers) if config.random_init else None
+    accelerator = make_accelerator(config.mixed_precision)  # again: the twin has the precision of its features
     dictionaries = train_all(config, tracker, accelerator, Stores(run.store, twin, states), layers)
+    if not accelerator.is_main_process:
+        return SaeResult(pd.DataFrame(), pd.DataFrame(), "")
     _save(tracker, run, dictionaries, config)
     dictionaries = {name: made.to(accelerator.device) for name, made in dictionaries.items()}
     result = _study(config, tracker, run, states, layers, measured, twin, dictionaries, accelerator.device)

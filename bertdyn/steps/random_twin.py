@@ -4,9 +4,11 @@ pretraining nor fine-tuning."""
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from bertdyn.features.extraction import extract_state, make_manifest
 from bertdyn.features.store import FeatureStore
@@ -27,7 +29,7 @@ def random_twin(
 ) -> FeatureStore:
     """The same texts of some parts, with the same tokens, seen by random weights.
 
-    Made once: the store is kept in the cache.
+    Made once: the store is kept in the cache. With several processes, each calls this and makes its share.
 
     Parameters
     ----------
@@ -42,7 +44,8 @@ def random_twin(
     config = run.config
     key = json.dumps([run.run_id, *parts, *rows, *layers, seed])
     folder = cache_folder("random_init") / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if not folder.exists():
+    if not broadcast_object_list([folder.exists()])[0]:
+        accelerator = make_accelerator(config.mixed_precision)
         source = load_run_texts(run)
         limits = {part: config.max_samples(part) for part in source.data.parts}
         texts = texts_of(source.data, source.tokens, list(parts), limits)
@@ -59,8 +62,12 @@ def random_twin(
             label_names=source.data.label_names,
             fingerprints=run.store.manifest.fingerprints,  # load_run_texts says that they are
         )
-        with new_folder(folder) as growing:
-            store = create_store(Path(growing), manifest, texts.example_table(), texts.token_pieces(source.tokenizer))
-            accelerator = make_accelerator(config.mixed_precision)
+        with new_folder(folder) if accelerator.is_main_process else nullcontext("") as made:
+            growing = Path(broadcast_object_list([str(made)])[0])
+            if accelerator.is_main_process:
+                create_store(growing, manifest, texts.example_table(), texts.token_pieces(source.tokenizer))
+            accelerator.wait_for_everyone()
+            store = FeatureStore.open(growing)
             extract_state(accelerator, model.to(accelerator.device), texts, source.tokenizer, store, RANDOM_INIT)
+        accelerator.wait_for_everyone()
     return FeatureStore.open(folder)

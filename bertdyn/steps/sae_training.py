@@ -1,9 +1,11 @@
 """Which dictionaries a run has, and their training: as many at once as memory takes, resumed where a run was cut."""
 
 import dataclasses
+import itertools
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
@@ -37,6 +40,10 @@ SHARE_OF_MEMORY = 0.4
 CONTINUED_RATE = 0.1
 """Learning rate of a dictionary that is continued on another state, in units of the first training's: enough to
 follow the state, not so much that latents wander where nothing changed (see `control`)."""
+
+
+Point = tuple[Mapping[str, float], int]
+"""Metrics and their epoch."""
 
 
 class Stores(NamedTuple):
@@ -96,6 +103,8 @@ def train_all(
 ) -> dict[Name, Dictionary]:
     """Train every dictionary of the run; a resumed one goes on from the last complete epoch of each training.
 
+    Several processes share the layers, and all get all dictionaries.
+
     Raises
     ------
     InputError
@@ -104,11 +113,22 @@ def train_all(
     found: dict[Name, Dictionary] = {}
     rows = part_rows(stores.run, stores.states, layers[:1], config.rows, choices(config.train_parts, "train_parts"))
     width = rows.dataset.batch(np.zeros(1, dtype=int)).shape[-1]
-    at_once = _as_before(tracker.folder / TRAINING, _layers_at_once(config, stores, width, accelerator.device))
-    for start in range(0, len(layers), at_once):
-        chunk = layers[start : start + at_once]
+    folder = Path(broadcast_object_list([str(tracker.folder)])[0]) / TRAINING
+    fit = _layers_at_once(config, stores, width, accelerator)
+    if accelerator.is_main_process:
+        fit = _as_before(folder, min(fit, math.ceil(len(layers) / accelerator.num_processes)))
+    at_once = broadcast_object_list([fit])[0]
+    chunks = [layers[start : start + at_once] for start in range(0, len(layers), at_once)]
+    points: list[Point] = []
+    for chunk in chunks[accelerator.process_index :: accelerator.num_processes]:
         label = "" if len(chunk) == len(layers) else f"/layers_{'_'.join(map(str, chunk))}"
-        found |= _Chunk(config, tracker, accelerator, stores, chunk, label).train()
+        log = tracker.log_metrics if accelerator.is_main_process else lambda *point: points.append(point)
+        found |= _Chunk(config, folder, log, accelerator, stores, chunk, label).train()
+    if accelerator.num_processes > 1:
+        everyone = gather_object([(found, points)])
+        found = {name: dictionary for of_one, _ in everyone for name, dictionary in of_one.items()}
+        for point in itertools.chain(*(of_one for _, of_one in everyone)):
+            tracker.log_metrics(*point)
     return found
 
 
@@ -121,13 +141,16 @@ def _as_before(folder: Path, layers: int) -> int:
     return int(json.loads(file.read_text()))
 
 
-def _layers_at_once(config: SaeConfig, stores: Stores, width: int, device: torch.device) -> int:
+def _layers_at_once(config: SaeConfig, stores: Stores, width: int, accelerator: Accelerator) -> int:
     """Layers whose dictionaries fit into memory together; at least one."""
     recipe = recipe_of(config, width, config.sparsities()[0])
     dictionaries = len(config.seed_list()) * max(2, len(stores.states) + (stores.twin is not None))
     of_weights = 2 * recipe.num_latents * width * 4  # weight, gradient, two moments
     of_step = 3 * recipe.batch_size * recipe.num_latents
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if accelerator.device.type == "cuda":
+        free = torch.cuda.mem_get_info(accelerator.device)[0]
+    else:
+        free = psutil.virtual_memory().available // accelerator.num_processes
     return max(1, int(SHARE_OF_MEMORY * free / (4 * dictionaries * (of_weights + of_step))))
 
 
@@ -137,13 +160,14 @@ class _Chunk:
     def __init__(
         self,
         config: SaeConfig,
-        tracker: Tracker,
+        folder: Path,
+        log: Callable[[Mapping[str, float], int], None],
         accelerator: Accelerator,
         stores: Stores,
         layers: Sequence[int],
         label: str,
     ) -> None:
-        self.config, self.tracker, self.accelerator = config, tracker, accelerator
+        self.config, self.folder, self.log, self.accelerator = config, folder, log, accelerator
         self.states, self.layers, self.seeds = stores.states, layers, config.seed_list()
         self.label = label  # of the training's metrics
         self.main, *self.further = config.sparsities()
@@ -231,13 +255,13 @@ class _Chunk:
             rows.width,
         )
         model = start or make_dictionaries(rows, recipe, list(seeds))
-        state_file = self.tracker.folder / TRAINING / f"{phase}-{layers}.safetensors"
+        state_file = self.folder / f"{phase}-{layers}.safetensors"
         state_file.parent.mkdir(parents=True, exist_ok=True)
 
         def report(progress: Progress) -> None:
             if progress.epoch:
                 name = f"train/fvu/{phase}{self.label}"
-                self.tracker.log_metrics({name: progress.metrics["train/fvu"]}, progress.epoch)
+                self.log({name: progress.metrics["train/fvu"]}, progress.epoch)
 
         train_dictionaries(
             self.accelerator,

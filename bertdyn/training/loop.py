@@ -89,6 +89,7 @@ def train(
     max_grad_norm: float = 0.0,
     listeners: Sequence[Listener] = (),
     progress: Progress | None = None,
+    together: bool = True,
 ) -> Progress:
     """Train `model` in place for epochs `progress.epoch + 1 … num_epochs`.
 
@@ -106,6 +107,8 @@ def train(
         0 means no clipping.
     progress
         Where to go on; None starts with epoch 0.
+    together
+        Whether all processes train one model; otherwise each trains its own, and none waits for another.
 
     Returns
     -------
@@ -118,7 +121,9 @@ def train(
         If the mean loss of an epoch is not finite.
     """
     parameters = list(model.parameters())
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    # A model that is prepared as if for evaluation is not wrapped: no gradients are exchanged.
+    model = accelerator.prepare_model(model, evaluation_mode=not together)
+    optimizer, batches = accelerator.prepare(optimizer, batches)
     progress = progress or Progress(num_processes=accelerator.num_processes)
     accumulation, num_batches = accelerator.gradient_accumulation_steps, len(batches)
     try:
@@ -155,7 +160,8 @@ def train(
                 total[0] += loss * find_batch_size(batch)
                 total[1] += find_batch_size(batch)
                 _tell(listeners, "on_step_end", progress, batch, loss)
-            total = accelerator.reduce(total)
+            if together:
+                total = accelerator.reduce(total)
             progress.metrics["train/loss"] = mean_loss = float(total[0] / total[1])
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.entities import Run
+from safetensors.torch import load
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertdyn.features.aligned import AlignedRows
@@ -145,6 +146,44 @@ def test_mlflow_run_gives_the_same_tables(source, studied):
     configs = [json.loads((artifacts(r) / "config.json").read_text()) for r in (first, run)]
     assert configs[0] == configs[1]
     assert weights(run) == weights(first)
+
+
+def test_two_processes_give_the_same_tables(source, studied, tmp_path):
+    """Each trains some of the layers, and sees half of the texts by random weights."""
+    one, _ = studied
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "entrypoints.sae", *source.option, *OPTIONS, "--frontier", "2"],
+        cwd=ROOT,
+        # Without the twin, which is made anew.
+        env=source.workplace.environment | {"BERTDYN_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("^run id ", done.stdout, re.M)) == 1
+    two = source.newest()
+    assert two.info.run_id != one.info.run_id
+    assert two.info.status == "FINISHED"
+    assert weights(one).keys() == weights(two).keys()
+    for name, tensors in weights(one).items():
+        ours, theirs = load(tensors), load(weights(two)[name])
+        for of, tensor in ours.items():
+            torch.testing.assert_close(
+                theirs[of], tensor, rtol=1e-5, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}"
+            )
+    keys = ["comparison", "state", "layer", "seed", "sparsity", "rows", "baseline"]
+    first, second = (table(run, "metrics").sort_values(keys, ignore_index=True) for run in (one, two))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-5, atol=1e-6)
+    curves = [
+        {
+            (re.sub("/layers_.*", "", key), step)
+            for key, step in source.workplace.points(run.info.run_id)
+            if "train/" in key
+        }
+        for run in (one, two)
+    ]
+    assert curves[0] == curves[1]
 
 
 def weights(run: Run) -> dict[str, bytes]:
