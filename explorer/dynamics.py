@@ -14,7 +14,7 @@ from bertdyn.plots.style import COLORS
 from bertdyn.plots.training import component_curves, dynamics_heatmaps, training_curves
 from bertdyn.training.groups import by_group
 from explorer import artifacts
-from explorer.page import absent, picture, png, report, run_of
+from explorer.page import absent, picture, png, run_of
 from explorer.runs import Family, RunInfo
 
 SCORES = {"eval/accuracy": "accuracy", "eval/macro_f1": "macro F1", "eval/f1": "F1", "eval/has_ans_f1": "HasAns F1"}
@@ -30,7 +30,6 @@ def page(family: Family) -> None:
     run = run_of(family, "fine-tune")
     if run is None:
         return
-    report(run)
     if artifacts.table(run, "dynamics") is None:
         absent(run, "dynamics: its seeds are runs of their own" if family.of("fine-tune")[1:] else "dynamics")
         return

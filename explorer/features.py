@@ -9,7 +9,7 @@ from bertdyn.plots.layers import state_name
 from bertdyn.plots.style import COLORS
 from explorer import latents
 from explorer.latents import COMPARISONS, NO_LATENT, Studied
-from explorer.page import absent, code, report, run_of
+from explorer.page import absent, code, run_of
 from explorer.runs import Family
 from explorer.tokens import coloured, plain, scale
 
@@ -32,7 +32,6 @@ def page(family: Family) -> None:
     run = run_of(family, "sae")
     if run is None:
         return
-    report(run)
     found = latents.studied(run, family)
     if found is None:
         absent(run, "table of latents")

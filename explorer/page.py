@@ -14,7 +14,8 @@ DPI = 110
 
 
 def run_of(family: Family, *stages: str) -> RunInfo | None:
-    """The run of these stages that a page shows, chosen where there are several; without one, how it is made."""
+    """The run of these stages that a page shows, chosen where there are several, and its report; without one, how it is
+    made."""
     there = family.of(*stages)
     if not there:
         st.info(f"{code(family.chosen.name)} has no {' or '.join(stages)} run. This makes one:")
@@ -29,6 +30,9 @@ def run_of(family: Family, *stages: str) -> RunInfo | None:
     st.caption(f"{run.stage} run {code(run.name)} · {run.status.lower()} · {identity(run)}")
     if not run.is_over:
         st.warning(f"This run is {run.status.lower()}: below is what it has written so far.")
+    if summary := artifacts.text(run, "summary.md"):
+        with st.expander("Report of the run"):
+            st.markdown(without_pictures(summary))
     return run
 
 
@@ -53,14 +57,6 @@ def code(text: str) -> str:
 def absent(run: RunInfo, what: str) -> None:
     """Says that a run has not written something."""
     st.info(f"The {run.stage} run {code(run.name)} has no {what}{'' if run.is_over else ' yet'}.")
-
-
-def report(run: RunInfo) -> None:
-    """The report that a run wrote, folded away."""
-    summary = artifacts.text(run, "summary.md")
-    if summary:
-        with st.expander("Report of the run"):
-            st.markdown(without_pictures(summary))
 
 
 def without_pictures(markdown: str) -> str:

@@ -11,7 +11,7 @@ from bertdyn.plots.probe_differences import paired_figure, transfer_by_layer
 from bertdyn.plots.probing import code_lengths, score_heatmaps, scores_by_layer, selectivity_by_layer
 from bertdyn.plots.span_probes import span_heatmaps, span_scores_by_layer
 from explorer import artifacts
-from explorer.page import absent, picture, png, report, run_of
+from explorer.page import absent, picture, png, run_of
 from explorer.runs import Family, RunInfo
 
 RANDOM = "random_init"
@@ -30,7 +30,6 @@ def page(family: Family) -> None:
     run = run_of(family, "probe")
     if run is None:
         return
-    report(run)
     probes = artifacts.table(run, "probes")
     if probes is None:
         absent(run, "scores")

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from explorer import artifacts, sweep
-from explorer.page import absent, picture, report, run_of
+from explorer.page import absent, picture, run_of
 from explorer.runs import Family, RunInfo
 
 FIGURES = {
@@ -36,7 +36,6 @@ def page(family: Family) -> None:
     run = run_of(family, "prune")
     if run is None:
         return
-    report(run)
     if artifacts.table(run, "plan") is None:
         absent(run, "plan: its seeds are runs of their own" if family.of("prune")[1:] else "plan")
         return

@@ -8,7 +8,7 @@ from bertdyn.plots.layers import state_name
 from bertdyn.plots.norms import norm_figure
 from bertdyn.plots.similarity import similarity_by_layer, similarity_heatmaps
 from explorer import artifacts
-from explorer.page import absent, picture, png, report, run_of
+from explorer.page import absent, picture, png, run_of
 from explorer.runs import Family, RunInfo
 
 AND = " and "
@@ -26,7 +26,6 @@ def page(family: Family) -> None:
     run = run_of(family, "compare")
     if run is None:
         return
-    report(run)
     similarity, geometry = artifacts.table(run, "similarity"), artifacts.table(run, "geometry")
     if similarity is not None:
         _curves(run, similarity)

@@ -11,7 +11,7 @@ from bertdyn.plots.style import COLORS
 from bertdyn.plots.sweeps import REFERENCE_WORDS
 from bertdyn.tracking.store import connect, find_run
 from explorer import artifacts
-from explorer.page import absent, code, identity, picture, png, report, run_of
+from explorer.page import absent, code, identity, picture, png, run_of
 from explorer.runs import Family, RunInfo, load_run
 
 KINDS = {  # of a trial → colour, shape
@@ -32,7 +32,6 @@ def show(family: Family) -> None:
     run = run_of(family, "sweep-pruning")
     if run is None:
         return
-    report(run)
     trials = artifacts.table(run, "trials")
     if trials is None:
         absent(run, "table of its trials: it is written at the end")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bertdyn.errors import InputError
+from bertdyn.errors import NoArtifact
 from bertdyn.tracking.locations import run_folder
 
 
@@ -30,7 +30,7 @@ class Told(NamedTuple):
 def findings_of(stage: str, run_id: str) -> list[Finding]:
     """The lines of one run, as far as it made the tables that they are read from."""
     found: list[Finding] = []
-    with suppress(InputError):  # one seed or state, or several: a table is missing, and with it what it would have said
+    with suppress(NoArtifact):  # one seed or state, or several: a table is missing, and with it what it would have said
         found.extend(TOLD[stage].findings(run_id))
     return found
 
@@ -71,12 +71,8 @@ def _compare(run_id: str) -> Iterator[Finding]:
         pair = of_run[(of_run["state_a"] == last["state_a"]) & (of_run["state_b"] == last["state_b"])]
         rows = pair.set_index("measure")
         cka = rows.loc[["cka"]]
-        least, most = (
-            cka.loc[cka["value"].argmin() == range(len(cka))],
-            cka.loc[cka["value"].argmax() == range(len(cka))],
-        )
+        low, high = cka.iloc[cka["value"].argmin()], cka.iloc[cka["value"].argmax()]
         question = f"What does fine-tuning leave as it was? ({run}: {last['state_a']} → {last['state_b']}, CKA, {kind})"
-        low, high = least.iloc[0], most.iloc[0]
         yield Finding(
             question,
             f"least in layer {low['layer']}: {_value(low)}; most in layer {high['layer']}: {high['value']:.3f}",

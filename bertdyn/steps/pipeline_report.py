@@ -3,7 +3,7 @@
 import shutil
 from typing import NamedTuple
 
-from bertdyn.errors import InputError
+from bertdyn.errors import NoArtifact
 from bertdyn.steps.pipeline_file import Pipeline
 from bertdyn.steps.pipeline_findings import TOLD, findings_of
 from bertdyn.tracking.locations import run_folder
@@ -57,7 +57,7 @@ def _copy_figure(number: int, one: Done, tracker: Tracker) -> str | None:
     patterns = TOLD[one.stage].figures
     try:
         folder = run_folder(one.run_id, "figures")
-    except InputError:
+    except NoArtifact:
         return None
     found = [path for pattern in patterns for path in sorted(folder.glob(f"{pattern}.png"))]
     if not found:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertdyn.errors import InputError
+from bertdyn.errors import InputError, NoArtifact
 from bertdyn.files import cache_folder, new_folder
 
 # MLflow takes seconds to import, and most model names need none of it.
@@ -86,13 +86,15 @@ def run_folder(run_id: str, path: str) -> Path:
 
     Raises
     ------
+    NoArtifact
+        If the run has no such artifact.
     InputError
-        If the run does not exist or has no such artifact, or it cannot be read now.
+        If the run does not exist, or cannot be read now.
     """
     if _is_folder(run_id):
         found = Path(run_id).resolve() / path
         if not found.exists():
-            raise InputError(f"{path} is not in {run_id}")
+            raise NoArtifact(f"{path} is not in {run_id}")
         return found
     return _artifact(_run(run_id), path)
 
@@ -186,7 +188,7 @@ def _artifact(run: "Run", path: str) -> Path:
     try:
         return download_once(run, path, cache_folder("runs", run.info.run_id))
     except FileNotFoundError as error:
-        raise InputError(str(error)) from error
+        raise NoArtifact(str(error)) from error
 
 
 def _fresh_json(run: "Run", path: str) -> dict[str, Any]:
