@@ -36,6 +36,7 @@ from bertdyn.plots.layers import (
 from bertdyn.plots.style import COLORS, new_figure, plain, tidy
 
 ROWS = {"content": "Content tokens", "first": "First token", "mean": "Mean over content tokens"}
+"""Kinds of rows, the first of which that is there is what a figure of one kind shows."""
 FEWER_ROWS = {"cka": "CKA", "knn_overlap": "neighbours", "procrustes": "Procrustes"}
 OTHER_MEASURES = {  # measure → name, unit
     "cka": ("Linear CKA (debiased)", "CKA"),
@@ -51,6 +52,12 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "cosine_mismatched": {"color": "#000000", "linestyle": "-."},
 }
 CHANCE = {"color": "#000000", "linestyle": ":"}
+
+
+def main_rows(table: pd.DataFrame) -> str:
+    """The kind of rows that a table is first of all about; empty for an empty table."""
+    there = set(table["rows"]) if len(table) else set()
+    return next((kind for kind in ROWS if kind in there), "")
 
 
 def similarity_by_layer(table: pd.DataFrame, title: str) -> Figure:
@@ -75,7 +82,8 @@ def similarity_by_layer(table: pd.DataFrame, title: str) -> Figure:
         _only(pair, ["run"])
     names = _names(pair, baseline)
     upper = [r for r in ROWS if ((pair["rows"] == r) & (pair["measure"] == "cosine")).any()]
-    lower = [m for m in OTHER_MEASURES if ((pair["rows"] == "content") & (pair["measure"] == m)).any()]
+    main = main_rows(pair)
+    lower = [m for m in OTHER_MEASURES if ((pair["rows"] == main) & (pair["measure"] == m)).any()]
     figure = new_figure(11.5, 2.2 + 3.1 * (bool(upper) + bool(lower)), title)
     grid = _rows_of_panels(figure, [n for n in (len(upper), len(lower)) if n])
     for axes, rows in zip(grid[0] if upper else [], upper, strict=True):
@@ -83,7 +91,7 @@ def similarity_by_layer(table: pd.DataFrame, title: str) -> Figure:
     if upper:
         _one_scale(grid[0])
     for axes, measure in zip(grid[-1] if lower else [], lower, strict=True):
-        _other_panel(axes, measure, pair, baseline, names)
+        _other_panel(axes, measure, main, pair, baseline, names)
     order = [names.pair, names.pair + CENTERED, names.seeds, names.seeds + CENTERED, *names.controls.values()]
     legend_below(figure, order, columns=3 if baseline.empty else 2, note=sample_note(pair, FEWER_ROWS))
     return figure
@@ -104,7 +112,8 @@ def similarity_heatmaps(table: pd.DataFrame, states: Sequence[str], title: str) 
     ValueError
         If the table has several runs or several `state_a`.
     """
-    rows = table[(table["kind"] == "states") & (table["rows"] == "content") & table["state_b"].isin(states)]
+    rows = table[(table["kind"] == "states") & table["state_b"].isin(states)]
+    rows = rows[rows["rows"] == main_rows(rows)]
     _, start = _only(rows, ["run", "state_a"])
     names = {
         "cosine_centered": "Cosine, means subtracted",
@@ -114,7 +123,8 @@ def similarity_heatmaps(table: pd.DataFrame, states: Sequence[str], title: str) 
     }
     panels = present(names, rows)
     shown = [s for s in states if s in set(rows["state_b"])]
-    figure = heatmap_figure(len(panels), rows["layer"].nunique(), f"{title}\nbrighter = more like {state_name(start)}")
+    what = f"{ROWS[main_rows(rows)].lower()}; brighter = more like {state_name(start)}"
+    figure = heatmap_figure(len(panels), rows["layer"].nunique(), f"{title}\n{what}")
     for axes, (measure, name) in zip(grid_of_panels(figure, len(panels), 2), panels, strict=True):
         values = by_layer_and_state(rows[rows["measure"] == measure], "state_b", sorted(rows["layer"].unique()), shown)
         distance = measure == "procrustes"
@@ -130,7 +140,7 @@ def similarity_heatmaps(table: pd.DataFrame, states: Sequence[str], title: str) 
 
 
 def similarity_over_runs(table: pd.DataFrame, title: str) -> Figure:
-    """Several runs at the same pair of states, one colour each: cosines, their control, and CKA of content tokens.
+    """Several runs at the same pair of states, one colour each: cosines, their control, and CKA of the main rows.
 
     Over relative depth where the runs differ in their number of layers. Rows of kind "reseeded" are not drawn.
 
@@ -139,7 +149,9 @@ def similarity_over_runs(table: pd.DataFrame, title: str) -> Figure:
     ValueError
         If the table has several pairs of states.
     """
-    rows = table[(table["kind"] != "reseeded") & (table["rows"] == "content")].dropna(subset=["value"])
+    rows = table[table["kind"] != "reseeded"].dropna(subset=["value"])
+    kind = main_rows(rows)
+    rows = rows[rows["rows"] == kind]
     a, b = _only(rows, ["state_a", "state_b"])
     depths = rows.groupby("run")["layer"].max()
     relative = depths.nunique() > 1
@@ -150,7 +162,7 @@ def similarity_over_runs(table: pd.DataFrame, title: str) -> Figure:
         "cka": "Linear CKA (debiased)",
     }
     panels = present(names, rows)
-    figure = new_figure(11, 1.8 + 3.1 * (-(-len(panels) // 2)), title)
+    figure = new_figure(11, 1.8 + 3.1 * (-(-len(panels) // 2)), f"{title}: {ROWS[kind].lower()}")
     grid = grid_of_panels(figure, len(panels), 2)
     runs = list(rows["run"].unique())
     for axes, (measure, name) in zip(grid, panels, strict=True):
@@ -209,14 +221,16 @@ def _cosine_panel(axes: Axes, rows: str, pair: pd.DataFrame, baseline: pd.DataFr
     layer_axis(axes, pair["layer"])
 
 
-def _other_panel(axes: Axes, measure: str, pair: pd.DataFrame, baseline: pd.DataFrame, names: _Names) -> None:
-    """One of `OTHER_MEASURES`, content tokens."""
+def _other_panel(
+    axes: Axes, measure: str, rows: str, pair: pd.DataFrame, baseline: pd.DataFrame, names: _Names
+) -> None:
+    """One of `OTHER_MEASURES`, for one kind of rows."""
     name, unit = OTHER_MEASURES[measure]
     if measure == "knn_overlap":
-        _draw_pairs(axes, _select(pair, "content", "knn_chance"), "control: neighbours by chance", **CHANCE)
-    _draw_pairs(axes, _select(baseline, "content", measure), names.seeds, **SEEDS)
-    _draw_pairs(axes, _select(pair, "content", measure), names.pair, **PAIR)
-    tidy(axes, f"{name}: content tokens", DEPTH, unit)
+        _draw_pairs(axes, _select(pair, rows, "knn_chance"), "control: neighbours by chance", **CHANCE)
+    _draw_pairs(axes, _select(baseline, rows, measure), names.seeds, **SEEDS)
+    _draw_pairs(axes, _select(pair, rows, measure), names.pair, **PAIR)
+    tidy(axes, f"{name}: {ROWS[rows].lower()}", DEPTH, unit)
     layer_axis(axes, pair["layer"])
     axes.set_ylim(bottom=min(0.0, axes.dataLim.y0) - 0.02 * axes.dataLim.y1)
     if measure != "procrustes":

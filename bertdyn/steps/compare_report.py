@@ -16,7 +16,7 @@ from bertdyn.plots.geometry import (
     token_cosine_heatmaps,
 )
 from bertdyn.plots.norms import norm_figure
-from bertdyn.plots.similarity import similarity_by_layer, similarity_heatmaps, similarity_over_runs
+from bertdyn.plots.similarity import main_rows, similarity_by_layer, similarity_heatmaps, similarity_over_runs
 from bertdyn.steps.config import CompareConfig
 from bertdyn.steps.measuring import Projection
 from bertdyn.tracking.tracker import Tracker
@@ -102,6 +102,7 @@ def _figures_of_one(part: Comparison, seeds: pd.DataFrame | None = None) -> dict
         figures["similarity_by_layer"] = similarity_by_layer(_joined([pair, seeds]), f"What each layer keeps: {label}")
     if len(states) > 2:
         figures["similarity_heatmaps"] = _heatmaps(part)
+    if len(states) > 2 and part.geometry["rows"].isin(["content", "first"]).any():
         figures["geometry_heatmaps"] = geometry_heatmaps(part.geometry, states, f"Geometry, layer by state: {label}")
     if (part.geometry["rows"] == "content").any():
         figures["geometry_by_layer"] = geometry_by_layer(part.geometry, states, f"Geometry of content tokens: {label}")
@@ -190,7 +191,7 @@ def _pca_table(part: Comparison) -> pd.DataFrame:
 
 def _log_scalars(part: Comparison, tracker: Tracker) -> None:
     """The main measures by layer; the step is the number of the state."""
-    table, main = part.similarity, _main_rows(part.similarity)
+    table, main = part.similarity, main_rows(part.similarity)
     if table.empty:
         return
     for step, state in enumerate(part.states):
@@ -198,12 +199,6 @@ def _log_scalars(part: Comparison, tracker: Tracker) -> None:
         values = {f"similarity/{row.measure}/layer_{row.layer:02d}": row.value for row in rows.itertuples()}
         if values:
             tracker.log_metrics(values, step)
-
-
-def _main_rows(table: pd.DataFrame) -> str:
-    """The kind of rows that a report speaks of first."""
-    there = set(table["rows"]) if len(table) else set()
-    return next((kind for kind in ("content", "first", "mean") if kind in there), "")
 
 
 def _markdown(
@@ -236,7 +231,7 @@ def _markdown(
 
 def _pair_lines(pair: pd.DataFrame, label: str) -> list[str]:
     """One pair of states: a row a layer, a column a measure, with intervals."""
-    main = _main_rows(pair)
+    main = main_rows(pair)
     rows = pair[pair["rows"] == main].set_index(["measure", "layer"])
     known = [measure for measure in COLUMNS if measure in rows.index.get_level_values(0)]
     first, last = pair["state_a"].iloc[0], pair["state_b"].iloc[0]
@@ -249,7 +244,7 @@ def _pair_lines(pair: pd.DataFrame, label: str) -> list[str]:
 
 def _runs_lines(similarity: pd.DataFrame) -> list[str]:
     """Several runs and pairs of runs: a table a measure, a row a run, a column a layer."""
-    main = _main_rows(similarity)
+    main = main_rows(similarity)
     ends = [_last_pair(of_run) for _, of_run in similarity.groupby(["kind", "run"], sort=False)]
     lines = [f"## {similarity['run'].nunique()} runs and pairs of runs, {ROW_NAMES.get(main, '')}", ""]
     if not ends:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bertdyn.errors import NoArtifact
+from bertdyn.plots.similarity import main_rows
 from bertdyn.tracking.locations import run_folder
 
 
@@ -65,7 +66,7 @@ def _fine_tune(run_id: str) -> Iterator[Finding]:
 def _compare(run_id: str) -> Iterator[Finding]:
     table = _table(run_id, "similarity")
     table = table[table["kind"] == "states"]
-    kind = next((kind for kind in ("content", "first", "mean") if kind in set(table["rows"])), "")
+    kind = main_rows(table)
     for run, of_run in table[table["rows"] == kind].groupby("run", sort=False):
         last = of_run.iloc[-1]
         pair = of_run[(of_run["state_a"] == last["state_a"]) & (of_run["state_b"] == last["state_b"])]

@@ -160,9 +160,30 @@ def test_what_is_missing_is_left_out():
     ]
     nothing = table.assign(value=table["value"].where(table["measure"] != "procrustes"))
     assert len(panels(similarity_by_layer(nothing, "t"))) == 5
-    assert len(panels(similarity_by_layer(table[table["rows"] == "first"], "t"))) == 1
+    assert list(panels(similarity_by_layer(table[table["rows"] == "first"], "t"))) == [
+        "Cosine: first token",
+        "Linear CKA (debiased): first token",
+        "Shared nearest neighbours: first token",
+        "Procrustes distance: first token",
+    ]
     assert len(panels(similarity_heatmaps(nothing, ["best"], "t"))) == 3
     assert len(panels(similarity_over_runs(few, "t"))) == 2
+
+
+@pytest.mark.parametrize("rows", ["first", "mean"])
+def test_figures_of_one_kind_of_rows_take_the_first_that_is_there(rows):
+    table = tables.similarity(layers=3, states=STATES[:3], rows=sorted({rows, "mean"}))
+    figure = similarity_heatmaps(table, STATES[1:3], "t")
+    shown = panels(figure)["Linear CKA (debiased)"].images[0].get_array()
+    expected = table[(table["rows"] == rows) & (table["measure"] == "cka")].pivot(
+        index="layer", columns="state_b", values="value"
+    )
+    np.testing.assert_array_equal(np.ma.filled(shown, np.nan), expected[STATES[1:3]].to_numpy())
+    assert f"t\n{'first token' if rows == 'first' else 'mean over content tokens'}; brighter" in figure.get_suptitle()
+    pairs = pd.concat([tables.similarity(layers=3, run=run, rows=sorted({rows, "mean"})) for run in ("one", "other")])
+    figure = similarity_over_runs(pairs, "t")
+    drawn = lines(panels(figure)["Linear CKA (debiased)"])["one"][0]
+    np.testing.assert_allclose(drawn, _values(pairs[pairs["run"] == "one"], "cka", rows))
 
 
 def test_several_pairs_in_a_figure_of_one_are_refused():

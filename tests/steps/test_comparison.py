@@ -216,6 +216,21 @@ def test_stores_of_pooled_rows(tmp_path, kinds):
     assert ("pca" in drawn) == ("tsne" in drawn) == ("first" in kinds)
 
 
+@pytest.mark.parametrize("kinds", [("first", "mean"), ("mean",), ("first",)])
+def test_stores_of_pooled_rows_epoch_by_epoch(tmp_path, kinds):
+    """One run, and several, of more than two states."""
+    names = ("pretrained", "epoch_001", "best")
+    runs = [
+        make_run(tmp_path, names, run_id=run_id, seed=seed, kinds=kinds) for seed, run_id in enumerate(("a1", "b2"))
+    ]
+    run_compare(tmp_path / "one", runs[0])
+    heatmaps = {"similarity_heatmaps"} | ({"geometry_heatmaps"} if "first" in kinds else set())
+    assert {name for name in figures(tmp_path / "one") if name.endswith("_heatmaps")} == heatmaps
+    run_compare(tmp_path / "several", *runs)
+    expected = {"similarity_over_runs", *(f"{name}_synthetic-{run}" for name in heatmaps for run in ("a1", "b2"))}
+    assert expected <= figures(tmp_path / "several")
+
+
 def test_fewer_examples_are_the_first_ones(tmp_path):
     run = make_run(tmp_path)
     result = compare_states(run, CompareConfig(source_run_id="a1", max_examples=5, layers="1"))
