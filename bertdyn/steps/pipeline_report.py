@@ -1,6 +1,7 @@
 """What a pipeline says at its end: the findings of all steps, their figures, and the way to each run."""
 
 import shutil
+from collections import Counter
 from typing import NamedTuple
 
 from bertdyn.errors import NoArtifact
@@ -28,10 +29,11 @@ def write_report(pipeline: Pipeline, done: list[Done], tracker: Tracker) -> str:
     """Write the report and the figures into `tracker`; return the report, Markdown."""
     figures = [name for number, one in enumerate(done, start=1) if (name := _copy_figure(number, one, tracker))]
     lines = [f"## {pipeline.title}", "", "| question | found | beside |", "|---|---|---|"]
+    alike = Counter(one.stage for one in done)
     for one in done:
-        lines += [
-            f"| {' | '.join(_cell(text) for text in finding)} |" for finding in findings_of(one.stage, one.run_id)
-        ]
+        of = f"{one.name}: " if alike[one.stage] > 1 else ""
+        for question, *answer in findings_of(one.stage, one.run_id):
+            lines.append(f"| {' | '.join(_cell(text) for text in (of + question, *answer))} |")
     lines += ["", "Brackets: 95 % intervals, each as its run's report says.", "", "### The runs", ""]
     lines += ["| step | run | took |", "|---|---|---|"]
     for one in done:
