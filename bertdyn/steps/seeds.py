@@ -5,11 +5,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from accelerate.utils import broadcast_object_list
 from scipy import stats
 
 from bertdyn.steps.config import FineTuneConfig
 from bertdyn.steps.findings import ROW_NAMES
 from bertdyn.steps.fine_tuning import FineTuneResult, fine_tune
+from bertdyn.steps.preparation import make_accelerator
 from bertdyn.tracking.tracker import Tracker
 
 
@@ -23,18 +25,19 @@ def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     InputError
         Whatever is wrong with data, model or options.
     """
+    accelerator = make_accelerator(config.mixed_precision)
     tracker.log_config(dataclasses.asdict(config) | {"resume_run_id": None})
     results, links = {}, {}
     for seed in config.seed_list():
         child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
         with tracker.child(child_config.default_run_name(), child_config.tags()) as child:
-            again = child.run_id if child.resumed else None
-            results[seed] = earlier_result(child) or fine_tune(
-                dataclasses.replace(child_config, resume_run_id=again), child
-            )
+            # Only the main process has a run that can be gone on with: all do as it does.
+            there = [child.run_id if child.resumed else None, earlier_result(child)]
+            again, earlier = broadcast_object_list(there)
+            results[seed] = earlier or fine_tune(dataclasses.replace(child_config, resume_run_id=again), child)
             links[seed] = child.link()
     table = pd.concat([result.scores.assign(seed=seed) for seed, result in results.items()], ignore_index=True)
-    if table.empty:  # not the main process
+    if not accelerator.is_main_process:
         return FineTuneResult(None, table, "")
     summary, intervals = seeds_report(config, table, links)
     tracker.log_table(table, "seeds")

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pandas as pd
+import psutil
 import pytest
 
 from bertdyn.training.checkpoints import TRAINING_STATE, load_progress
@@ -71,17 +72,23 @@ def test_killed_and_resumed_is_uninterrupted(workplace):
         assert (artifacts(whole) / path).read_bytes() == (artifacts(cut) / path).read_bytes()
 
 
-def test_a_run_over_seeds_goes_on_with_the_seed_that_was_cut(workplace):
-    process = workplace.start(*TINY, "--num_train_epochs", "3", "--seeds", "1,2")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_over_seeds_goes_on_with_the_seed_that_was_cut(workplace, processes):
+    module, before = "entrypoints.fine_tune", ()
+    if processes > 1:
+        module = "torch.distributed.run"
+        before = ("--standalone", "--nproc_per_node", str(processes), "-m", "entrypoints.fine_tune")
+    process = workplace.start(*before, *TINY, "--num_train_epochs", "3", "--seeds", "1,2", module=module)
     deadline = time.monotonic() + 180
     while len(workplace.runs()) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     second, first, parent = workplace.runs()  # the newest first
     assert first.info.status == "FINISHED"
     assert _reached(artifacts(second), 1, process), process.communicate()
-    process.send_signal(signal.SIGKILL)
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.send_signal(signal.SIGKILL)
     process.communicate()
-    workplace.run("--resume_run_id", parent.info.run_id)
+    workplace.run(*before, "--resume_run_id", parent.info.run_id, module=module)
     assert {run.info.run_id: run.info.status for run in workplace.runs()} == dict.fromkeys(
         (run.info.run_id for run in (first, second, parent)), "FINISHED"
     )
