@@ -25,10 +25,10 @@ class Done(NamedTuple):
     seconds: float
 
 
-def write_report(pipeline: Pipeline, done: list[Done], tracker: Tracker) -> str:
+def write_report(pipeline: Pipeline, subject: str, done: list[Done], tracker: Tracker) -> str:
     """Write the report and the figures into `tracker`; return the report, Markdown."""
     figures = [name for number, one in enumerate(done, start=1) if (name := _copy_figure(number, one, tracker))]
-    lines = [f"## {pipeline.title}", "", "| question | found | beside |", "|---|---|---|"]
+    lines = [f"## {pipeline.title}", "", f"{subject}.", "", "| question | found | beside |", "|---|---|---|"]
     alike = Counter(one.stage for one in done)
     for one in done:
         of = f"{one.name}: " if alike[one.stage] > 1 else ""

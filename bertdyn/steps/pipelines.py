@@ -79,7 +79,9 @@ def pipeline(config: PipelineConfig, tracker: Tracker, steps: Pipeline | None = 
         tracker.set_tags({f"bertdyn.step.{step.name}": run_id})
         write_json(tracker.folder / "runs.json", {name: one.run_id for name, one in done.items()})
         tracker.publish("runs.json")
-    summary = write_report(planned, list(done.values()), tracker)
+    about = tags_of_pipeline(planned)
+    subject = f"`{about['bertdyn.model']}` on `{about['bertdyn.dataset']}`"
+    summary = write_report(planned, subject, list(done.values()), tracker)
     return PipelineResult({name: one.run_id for name, one in done.items()}, summary)
 
 
