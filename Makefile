@@ -25,9 +25,8 @@ export MLFLOW_EXPERIMENT_NAME ?= bertdyn
 demo: .venv/.installed
 	mlflow run . --env-manager local
 
-# Two files of tests at a time, each process on one core; `python -m pytest` runs one after the other.
 test: .venv/.test-extras
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 check: .venv/.test-extras
 	$(BIN)/ruff check .
