@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CHECKPOINTS = "checkpoints/manifest.json"
-NOT_RESUMED = ("prune",)
-"""Stages whose interrupted runs cannot be gone on with."""
+NOT_RESUMED = ("prune", "compare")
+"""Stages, of those that a step can start from, whose interrupted runs cannot be gone on with."""
 
 
 def resolve_model(name: str) -> str:
@@ -132,11 +132,11 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
         raise InputError(f"--{flag}: run {run_id} was not made by bertdyn: it has no tag bertdyn.stage")
     if stage not in stages:
         raise InputError(f"--{flag}: run {run_id} is a {stage} run; give a {' or '.join(stages)} run")
+    how = "start it anew" if stage in NOT_RESUMED else f"finish it with --resume_run_id {run_id}"
     if run.info.status in ("RUNNING", "SCHEDULED"):
-        how = "start it anew" if stage in NOT_RESUMED else f"finish it with --resume_run_id {run_id}"
         raise InputError(f"--{flag}: run {run_id} is still going (or was killed: then {how})")
     if complete and run.info.status != "FINISHED":
-        raise InputError(f"--{flag}: run {run_id} ended {run.info.status}; finish it with --resume_run_id {run_id}")
+        raise InputError(f"--{flag}: run {run_id} ended {run.info.status}; {how}")
     try:
         same = [child for child in children(client, run) if child.data.tags.get("bertdyn.stage") == stage]
     except MlflowException as error:
