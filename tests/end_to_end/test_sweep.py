@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,7 +121,12 @@ def wait_for(what: Callable[[], bool], *processes: subprocess.Popen, seconds: fl
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The worker processes of a driver."""
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in children:
+        with suppress(psutil.NoSuchProcess):  # it has just ended, or is a zombie
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def one_at_work(sweep: Sweep, pids: list[int]) -> FrozenTrial | None:

@@ -27,7 +27,7 @@ from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import TRAINING_STATE
 from tests.families import FAMILIES, LAYERS
 from tests.squad_files import write_squad
-from tests.steps.test_fine_tune import SMALL, _Breaks, _Interrupted
+from tests.steps.test_fine_tuning import SMALL, _Breaks, _Interrupted
 
 pytestmark = pytest.mark.slow
 
