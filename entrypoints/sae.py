@@ -40,7 +40,7 @@ def launch(config: SaeConfig, given: set[str]) -> None:
         result = sae(config, tracker, runs[0])
     if result.summary:  # the main process's
         print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
-    if (tracker.folder / "pages").exists():
+    if result.summary and (tracker.folder / "pages").exists():
         print(f"read     {tracker.folder / 'pages'}   (in a browser, or under Artifacts in the MLflow UI)")
 
 

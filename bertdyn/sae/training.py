@@ -133,9 +133,10 @@ def train_dictionaries(
         load_training_state(state_file, model, optimizer, scheduler)
         progress = load_progress(state_file)
     course = _Course(model, rows, recipe)
-    around: list[Listener] = [course, *listeners]
+    around: list[Listener] = [course]
     if accelerator.is_main_process:
-        around.insert(1, ProgressBar(len(batches), recipe.num_epochs, shown=("train/fvu",)))
+        around.append(ProgressBar(len(batches), recipe.num_epochs, shown=("train/fvu",)))
+    around += listeners
     if state_file:
 
         def save(progress: Progress) -> None:

@@ -2,13 +2,19 @@
 
 import json
 import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    set_seed,
+)
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,6 +48,11 @@ class Texts(NamedTuple):
     """Part → tokenised rows."""
 
 
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others. One that is gone is torchrun's to notice; by default whoever has less to do
+would give up after minutes."""
+
+
 def make_accelerator(
     mixed_precision: str, *, gradient_accumulation_steps: int = 1, with_frozen: bool = False
 ) -> Accelerator:
@@ -67,7 +78,10 @@ def make_accelerator(
             mixed_precision=mixed_precision,
             gradient_accumulation_steps=gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=with_frozen)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=with_frozen),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
         )
     except ValueError as error:  # a GPU without bfloat16
         raise InputError(f"--mixed_precision {mixed_precision}: {error}") from error

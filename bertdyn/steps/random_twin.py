@@ -44,8 +44,8 @@ def random_twin(
     config = run.config
     key = json.dumps([run.run_id, *parts, *rows, *layers, seed])
     folder = cache_folder("random_init") / hashlib.sha256(key.encode()).hexdigest()[:16]
+    accelerator = make_accelerator(config.mixed_precision)  # before anything is broadcast: else there is one process
     if not broadcast_object_list([folder.exists()])[0]:
-        accelerator = make_accelerator(config.mixed_precision)
         source = load_run_texts(run)
         limits = {part: config.max_samples(part) for part in source.data.parts}
         texts = texts_of(source.data, source.tokens, list(parts), limits)

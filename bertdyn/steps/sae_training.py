@@ -1,11 +1,11 @@
 """Which dictionaries a run has, and their training: as many at once as memory takes, resumed where a run was cut."""
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
@@ -40,10 +40,6 @@ SHARE_OF_MEMORY = 0.4
 CONTINUED_RATE = 0.1
 """Learning rate of a dictionary that is continued on another state, in units of the first training's: enough to
 follow the state, not so much that latents wander where nothing changed (see `control`)."""
-
-
-Point = tuple[Mapping[str, float], int]
-"""Metrics and their epoch."""
 
 
 class Stores(NamedTuple):
@@ -103,14 +99,14 @@ def train_all(
 ) -> dict[Name, Dictionary]:
     """Train every dictionary of the run; a resumed one goes on from the last complete epoch of each training.
 
-    Several processes share the layers, and all get all dictionaries.
+    Several processes share the layers. What the others have trained the main one finds in the run's folder, as a
+    resumed run does; only it returns all dictionaries.
 
     Raises
     ------
     InputError
         If rows are not finite, or too few.
     """
-    found: dict[Name, Dictionary] = {}
     rows = part_rows(stores.run, stores.states, layers[:1], config.rows, choices(config.train_parts, "train_parts"))
     width = rows.dataset.batch(np.zeros(1, dtype=int)).shape[-1]
     folder = Path(broadcast_object_list([str(tracker.folder)])[0]) / TRAINING
@@ -119,16 +115,19 @@ def train_all(
         fit = _as_before(folder, min(fit, math.ceil(len(layers) / accelerator.num_processes)))
     at_once = broadcast_object_list([fit])[0]
     chunks = [layers[start : start + at_once] for start in range(0, len(layers), at_once)]
-    points: list[Point] = []
-    for chunk in chunks[accelerator.process_index :: accelerator.num_processes]:
+
+    def train(chunk: Sequence[int]) -> dict[Name, Dictionary]:
         label = "" if len(chunk) == len(layers) else f"/layers_{'_'.join(map(str, chunk))}"
-        log = tracker.log_metrics if accelerator.is_main_process else lambda *point: points.append(point)
-        found |= _Chunk(config, folder, log, accelerator, stores, chunk, label).train()
-    if accelerator.num_processes > 1:
-        everyone = gather_object([(found, points)])
-        found = {name: dictionary for of_one, _ in everyone for name, dictionary in of_one.items()}
-        for point in itertools.chain(*(of_one for _, of_one in everyone)):
-            tracker.log_metrics(*point)
+        return _Chunk(config, tracker, folder, accelerator, stores, chunk, label).train()
+
+    share = range(accelerator.process_index, len(chunks), accelerator.num_processes)
+    mine = {number: train(chunks[number]) for number in share}
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return {}
+    found: dict[Name, Dictionary] = {}
+    for number, chunk in enumerate(chunks):
+        found |= mine[number] if number in mine else train(chunk)
     return found
 
 
@@ -147,10 +146,9 @@ def _layers_at_once(config: SaeConfig, stores: Stores, width: int, accelerator: 
     dictionaries = len(config.seed_list()) * max(2, len(stores.states) + (stores.twin is not None))
     of_weights = 2 * recipe.num_latents * width * 4  # weight, gradient, two moments
     of_step = 3 * recipe.batch_size * recipe.num_latents
-    if accelerator.device.type == "cuda":
-        free = torch.cuda.mem_get_info(accelerator.device)[0]
-    else:
-        free = psutil.virtual_memory().available // accelerator.num_processes
+    on_gpu = accelerator.device.type == "cuda"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word for the processes of this machine
+    free = torch.cuda.mem_get_info(accelerator.device)[0] if on_gpu else psutil.virtual_memory().available // here
     return max(1, int(SHARE_OF_MEMORY * free / (4 * dictionaries * (of_weights + of_step))))
 
 
@@ -160,14 +158,14 @@ class _Chunk:
     def __init__(
         self,
         config: SaeConfig,
+        tracker: Tracker,
         folder: Path,
-        log: Callable[[Mapping[str, float], int], None],
         accelerator: Accelerator,
         stores: Stores,
         layers: Sequence[int],
         label: str,
     ) -> None:
-        self.config, self.folder, self.log, self.accelerator = config, folder, log, accelerator
+        self.config, self.tracker, self.folder, self.accelerator = config, tracker, folder, accelerator
         self.states, self.layers, self.seeds = stores.states, layers, config.seed_list()
         self.label = label  # of the training's metrics
         self.main, *self.further = config.sparsities()
@@ -259,11 +257,10 @@ class _Chunk:
         state_file.parent.mkdir(parents=True, exist_ok=True)
 
         def report(progress: Progress) -> None:
-            if progress.epoch:
-                name = f"train/fvu/{phase}{self.label}"
-                self.log({name: progress.metrics["train/fvu"]}, progress.epoch)
+            for epoch, metrics in enumerate(progress.history[1:], start=1):  # those before this attempt, too
+                self.tracker.log_metrics({f"train/fvu/{phase}{self.label}": metrics["train/fvu"]}, epoch)
 
-        train_dictionaries(
+        progress = train_dictionaries(
             self.accelerator,
             model,
             rows,
@@ -272,6 +269,7 @@ class _Chunk:
             state_file=state_file,
             listeners=[AtEpochEnd(report)],
         )
+        report(progress)  # of a training that another process, or an earlier attempt, has finished
         self.accelerator.free_memory()  # it keeps every model and optimiser that it prepared
         return model
 

@@ -121,9 +121,11 @@ def train(
         If the mean loss of an epoch is not finite.
     """
     parameters = list(model.parameters())
-    # A model that is prepared as if for evaluation is not wrapped: no gradients are exchanged.
-    model = accelerator.prepare_model(model, evaluation_mode=not together)
-    optimizer, batches = accelerator.prepare(optimizer, batches)
+    if together:
+        model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    else:  # what is prepared as if for evaluation is not wrapped: no gradients are exchanged
+        model = accelerator.prepare_model(model, evaluation_mode=True)
+        optimizer, batches = accelerator.prepare(optimizer, batches)
     progress = progress or Progress(num_processes=accelerator.num_processes)
     accumulation, num_batches = accelerator.gradient_accumulation_steps, len(batches)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from mlflow.entities import Run
@@ -28,6 +29,9 @@ from tests.end_to_end.conftest import ROOT, TINY, Workplace, artifacts, make_wor
 
 OPTIONS = ("--width", "24", "--k", "3", "--num_train_epochs", "2", "--layers", "0,2",
            "--seeds", "0,1")  # fmt: skip
+TORCHRUN = (
+    "torch.distributed.run", ("--standalone", "--nproc_per_node", "2", "-m", "entrypoints.sae")
+)  # fmt: skip
 FEW = (*OPTIONS, "--page_latents", "4", "--random_init", "false")
 
 
@@ -149,11 +153,10 @@ def test_mlflow_run_gives_the_same_tables(source, studied):
 
 
 def test_two_processes_give_the_same_tables(source, studied, tmp_path):
-    """Each trains some of the layers, and sees half of the texts by random weights."""
+    """Each trains some of the layers, and makes its share of the random twin (of so few texts: all, or nothing)."""
     one, _ = studied
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "entrypoints.sae", *source.option, *OPTIONS, "--frontier", "2"],
+        [sys.executable, "-m", TORCHRUN[0], *TORCHRUN[1], *source.option, *OPTIONS, "--frontier", "2"],
         cwd=ROOT,
         # Without the twin, which is made anew.
         env=source.workplace.environment | {"BERTDYN_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
@@ -175,15 +178,20 @@ def test_two_processes_give_the_same_tables(source, studied, tmp_path):
     keys = ["comparison", "state", "layer", "seed", "sparsity", "rows", "baseline"]
     first, second = (table(run, "metrics").sort_values(keys, ignore_index=True) for run in (one, two))
     pd.testing.assert_frame_equal(first, second, rtol=1e-5, atol=1e-6)
-    curves = [
-        {
-            (re.sub("/layers_.*", "", key), step)
-            for key, step in source.workplace.points(run.info.run_id)
+    curves = {
+        run.info.run_id: {
+            (key, step): values
+            for (key, step), values in source.workplace.points(run.info.run_id).items()
             if "train/" in key
         }
         for run in (one, two)
-    ]
-    assert curves[0] == curves[1]
+    }
+    ours, theirs = curves[one.info.run_id], curves[two.info.run_id]
+    assert ours
+    assert set(theirs) == {(f"{key}/layers_{layer}", step) for key, step in ours for layer in (0, 2)}
+    for (key, step), [value] in ours.items():  # mean over the layers
+        each = [theirs[f"{key}/layers_{layer}", step][0] for layer in (0, 2)]
+        assert value == pytest.approx(np.mean(each), rel=1e-5)
 
 
 def weights(run: Run) -> dict[str, bytes]:
@@ -268,12 +276,13 @@ def test_what_the_classifier_loses(source, studied):
     assert set(found["texts"]) == {40}
 
 
-def test_killed_and_resumed_is_uninterrupted(source, command):
-    options = (*source.option, *FEW)
-    status, err = command(*options)
-    assert status == 0, err
+@pytest.mark.parametrize("launcher", [("entrypoints.sae", ()), TORCHRUN], ids=["one process", "two"])
+def test_killed_and_resumed_is_uninterrupted(source, command, launcher):
+    module, before = launcher
+    options = (*before, *source.option, *FEW)
+    source.workplace.run(*options, module=module)
     whole = source.newest()
-    process = source.workplace.start(*options, "--num_train_epochs", "2", module="entrypoints.sae")
+    process = source.workplace.start(*options, "--num_train_epochs", "2", module=module)
     try:
         deadline = time.monotonic() + 200
         reached = None
@@ -284,12 +293,12 @@ def test_killed_and_resumed_is_uninterrupted(source, command):
             time.sleep(0.01)
         assert reached is not None, process.communicate()
     finally:
-        process.send_signal(signal.SIGKILL)
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.send_signal(signal.SIGKILL)
         process.communicate()
     cut = reached
     assert not (artifacts(cut) / "metrics.parquet").exists()
-    status, err = command("--resume_run_id", cut.info.run_id)
-    assert status == 0, err
+    source.workplace.run(*before, "--resume_run_id", cut.info.run_id, module=module)
     assert source.run(cut.info.run_id).info.status == "FINISHED"
     assert not (artifacts(cut) / "training").exists()
     assert weights(cut) == weights(whole)
