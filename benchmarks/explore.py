@@ -1,6 +1,6 @@
 """The explorer in Chromium: what one waits for the first view, and for each page, on a real run.
 
-    MLFLOW_TRACKING_URI=… python -m benchmarks.explore --run_id <a pipeline's run, or any other>
+    MLFLOW_TRACKING_URI=… python -m benchmarks.explore --run_id <run of a pipeline with a step `extract`, or of extract>
 
 Each round starts the command with an empty cache and a fresh browser: seconds from opening the address to the first
 heading, the first figure and the page as a whole; then every page from the click until nothing is computed any more, at
@@ -62,7 +62,7 @@ def size_of(run_id: str) -> Row:
 def measure(run_id: str, port: int) -> Iterator[Row]:
     """One round: what was waited for, and how long."""
     with served(run_id, port) as address, sync_playwright() as driver:
-        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1500, "height": 1200})
         page.set_default_timeout(120_000)
@@ -94,6 +94,14 @@ def settled(page: Page) -> float:
             return at
 
 
+def answers(address: str) -> bool:
+    """Whether the page is up."""
+    try:
+        return requests.get(f"{address}/_stcore/health", timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
 @contextmanager
 def served(run_id: str, port: int) -> Iterator[str]:
     """The command, with an empty cache, once it answers."""
@@ -104,12 +112,10 @@ def served(run_id: str, port: int) -> Iterator[str]:
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                try:
-                    if requests.get(f"{address}/_stcore/health", timeout=2).ok:
-                        break
-                except requests.RequestException:
-                    time.sleep(0.1)
+            while not answers(address):
+                if process.poll() is not None:
+                    raise SystemExit(f"the explorer ended with status {process.returncode}")
+                time.sleep(0.1)
             yield address
         finally:
             process.terminate()

@@ -38,7 +38,9 @@ def launch(config: ExtractConfig, given: set[str]) -> None:
         result = extract(config, tracker)
     if result.summary:  # the main process's
         print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
-        print(f"go on    mlflow run . -e compare --env-manager local -P source_run_id={tracker.run_id}")
+        for number, step in enumerate(("compare", "probe", "sae")):
+            word = "or   " if number else "go on"
+            print(f"{word}    mlflow run . -e {step} --env-manager local -P source_run_id={tracker.run_id}")
 
 
 if __name__ == "__main__":

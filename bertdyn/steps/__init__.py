@@ -79,6 +79,10 @@ _WHERE = {
 __all__ = list(_WHERE)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Imported when it is asked for: options alone need neither torch nor MLflow."""
     if name not in _WHERE:

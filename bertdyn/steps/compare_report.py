@@ -102,7 +102,11 @@ def _figures_of_one(part: Comparison, seeds: pd.DataFrame | None = None) -> dict
         figures["similarity_by_layer"] = similarity_by_layer(_joined([pair, seeds]), f"What each layer keeps: {label}")
     if len(states) > 2:
         figures["similarity_heatmaps"] = _heatmaps(part)
-    if len(states) > 2 and part.geometry["rows"].isin(["content", "first"]).any():
+    rows, measures = part.geometry["rows"], part.geometry["measure"]
+    if (
+        len(states) > 2
+        and ((rows == "content") | ((rows == "first") & (measures == "nearest_centroid_accuracy"))).any()
+    ):
         figures["geometry_heatmaps"] = geometry_heatmaps(part.geometry, states, f"Geometry, layer by state: {label}")
     if (part.geometry["rows"] == "content").any():
         figures["geometry_by_layer"] = geometry_by_layer(part.geometry, states, f"Geometry of content tokens: {label}")

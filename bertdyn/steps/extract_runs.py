@@ -1,6 +1,7 @@
 """An extract run as the source of a step: its store, its states, what it is called."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,8 @@ def open_runs(config: CompareConfig | ProbeConfig | SaeConfig) -> list[ExtractRu
     for run_id in ids:
         run = open_extract_run(run_id, config.states, flag=flag)
         if run.label in [other.label for other in runs]:
-            run = run._replace(label=f"{run.label} ({run_id[:6]})")
+            mark = len(runs) + 1 if Path(run_id).is_dir() else run_id[:6]
+            run = run._replace(label=f"{run.label} ({mark})")
         runs.append(run)
     return runs
 

@@ -108,10 +108,10 @@ def _run(step: Step, options: Any, made_by: str, tracker: Tracker) -> str:
     work = _WORK[step.stage]
     if step.stage == "extract":
         options = with_source_data(options)
-    tags = work.tags(options) | {"bertdyn.stage": step.stage, RECIPE: made_by}
+    name, tags = work.about(options)
     # Folders have to differ, where MLflow's runs may have one name.
-    name = options.run_name or work.name(options) if tracker.run_id else step.name
-    with tracker.child(name, tags) as child:
+    name = options.run_name or name if tracker.run_id else step.name
+    with tracker.child(name, tags | {"bertdyn.stage": step.stage, RECIPE: made_by}) as child:
         work.run(options, child)
     return child.run_id or str(child.folder)
 
@@ -119,25 +119,26 @@ def _run(step: Step, options: Any, made_by: str, tracker: Tracker) -> str:
 class _Work(NamedTuple):
     """How a step is done, from its options."""
 
-    name: Callable[[Any], str]
-    tags: Callable[[Any], dict[str, str]]
+    about: Callable[[Any], tuple[str, dict[str, str]]]
+    """What its run is called, and searched by."""
     run: Callable[[Any, Tracker], Any]
 
 
 def _from_model(stage: str, run: Callable[[Any, Tracker], Any]) -> _Work:
-    return _Work(lambda options: f"{label_of(options)}-{stage}", tags_of, run)
+    return _Work(lambda options: (f"{label_of(options)}-{stage}", tags_of(options)), run)
 
 
 def _from_features(stage: str, run: Callable[[Any, Tracker], Any]) -> _Work:
-    return _Work(
-        lambda options: name_of(stage, open_runs(options)), lambda options: tags_of_runs(open_runs(options)), run
-    )
+    def about(options: Any) -> tuple[str, dict[str, str]]:
+        runs = open_runs(options)
+        return name_of(stage, runs), tags_of_runs(runs)
+
+    return _Work(about, run)
 
 
 _WORK = {
     "fine-tune": _Work(
-        lambda options: options.default_run_name(),
-        lambda options: options.tags(),
+        lambda options: (options.default_run_name(), options.tags()),
         lambda options, tracker: (fine_tune_seeds if options.seeds else fine_tune)(options, tracker),
     ),
     "extract": _from_model("extract", extract),
@@ -145,7 +146,7 @@ _WORK = {
     "probe": _from_features("probe", probe),
     "sae": _from_features("sae", sae),
     "prune": _from_model("prune", lambda options, tracker: (prune_seeds if options.seeds else prune)(options, tracker)),
-    "sweep-pruning": _Work(SWEEPS["pruning"].name, SWEEPS["pruning"].tags, sweep_pruning),
-    "sweep-freezing": _Work(SWEEPS["freezing"].name, SWEEPS["freezing"].tags, sweep_freezing),
+    "sweep-pruning": _Work(SWEEPS["pruning"].about, sweep_pruning),
+    "sweep-freezing": _Work(SWEEPS["freezing"].about, sweep_freezing),
 }
 """Stage → how it is done."""

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from bertdyn.data.reading import read_column
-from bertdyn.errors import InputError
+from bertdyn.errors import InputError, NoArtifact
 from bertdyn.features.aligned import AlignedRows
 from bertdyn.files import replacing
 from bertdyn.probing.code_length import code_length
@@ -239,7 +239,7 @@ def _measures(config: ProbeConfig, run: ExtractRun) -> pd.DataFrame | None:
     for name in ("similarity", "geometry"):
         try:
             table = pd.read_parquet(run_folder(config.compare_run_id, f"{name}.parquet"))
-        except InputError:  # one state: nothing was compared
+        except NoArtifact:  # one state: nothing was compared
             continue
         tables.append(table[table["run_id"] == run.run_id].rename(columns={"state_b": "state"}))
     table = pd.concat(tables, ignore_index=True)

@@ -26,7 +26,7 @@ class State(NamedTuple):
     """What `from_pretrained` takes."""
 
 
-Config = TypeVar("Config", ExtractConfig, PruneConfig)
+Config = TypeVar("Config", bound=ExtractConfig | PruneConfig)
 
 
 def with_source_data(config: Config) -> Config:

@@ -20,6 +20,8 @@ from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
 from bertdyn.errors import InputError
+from bertdyn.steps.sources import with_source_data
+from bertdyn.steps.sweep_config import SweepPruningConfig
 from bertdyn.steps.sweep_worker import PROCESS, Config, Parent, Sweep, open_storage_of, work
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.samplers import is_exhausted, make_sampler
@@ -89,15 +91,19 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
     tracker
         Of the run that holds all trials.
     study
-        One that nobody else leads.
+        One that nobody else leads; `join` is for the others.
 
     Raises
     ------
     InputError
-        Whatever a worker finds wrong with the input.
+        If another process leads the study; whatever a worker finds wrong with the input.
     WorkersFailed
         If trials fail again and again.
     """
+    if study and (leader := studies.led_by_another(study)):
+        raise InputError(
+            f"--study_name {study.study_name!r}: process {leader} leads that study; join it by the command"
+        )
     if study is None:
         name = config.study_name or f"{kind.stage}-{(tracker.run_id or Path(tracker.folder).name)[:8]}"
         study = studies.begin_study(open_storage_of(config), name, kind.directions(config), _setup(kind, config, space))
@@ -107,6 +113,7 @@ def lead(kind: Sweep, config: Config, space: Space, tracker: Tracker, study: Stu
         study.set_user_attr(studies.PARENT, tracker.run_id)
         tracker.log_config(_shown(config, study.study_name))
         tracker.set_tags({"optuna.study": study.study_name})
+        logger.info("study %s in %s: --study_name goes on with it", study.study_name, without_password(config.storage))
         if not study.user_attrs.get(studies.READY):
             get_ready(kind, config, space, study)
         parent = Parent(tracker.run_id, str(tracker.folder))
@@ -211,4 +218,6 @@ def _setup(kind: Sweep, config: Config, space: Space) -> dict[str, Any]:
 
 
 def _shown(config: Config, study_name: str) -> dict[str, Any]:
+    if isinstance(config, SweepPruningConfig):
+        config = with_source_data(config)
     return dataclasses.asdict(config) | {"study_name": study_name, "storage": without_password(config.storage)}

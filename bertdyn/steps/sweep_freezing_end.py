@@ -76,7 +76,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             "",
             "### What matters",
             "",
-            *importance_line(found, value_names(config)),
+            *importance_line(found, value_names(config), table),
             "Figures (artifacts, `figures/`): history, parallel_coordinates, importances. Tables: trials, importances, "
             "winner_scores, paired_differences (parquet).",
         ]

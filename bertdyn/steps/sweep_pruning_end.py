@@ -72,13 +72,13 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
             "",
             *chosen_lines(winner),
             *reference_lines(references, config.budget_of),
-            "### Trained in full",
+            "### Trained in full" if config.recover else "### On the test part, not trained",
             "",
             *lines,
             "",
             "### What matters",
             "",
-            *importance_line(found, values),
+            *importance_line(found, values, table),
             "Figures (artifacts, `figures/`): pareto, history, parallel_coordinates, importances. Tables: trials, "
             "pareto, references, importances (parquet).",
         ]

@@ -80,15 +80,19 @@ def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
         said += "; none can be stopped early: Optuna does not with two objectives"
     again = int(table["retry_of"].notna().sum())
     said += f"; {again} took the place of trials whose process died" if again else ""
+    sampled = int((table["origin"] == "sampler").sum())
+    by = f"{len(table) - sampled} tried first, {sampled} by {config.sampler}"
     return [
-        f"Study `{study.study_name}` in `{without_password(config.storage)}`: {len(table)} trials by {config.sampler} "
+        f"Study `{study.study_name}` in `{without_password(config.storage)}`: {len(table)} trials, {by} "
         f"({said}). Each is a child run; `trials.parquet` lists them all.",
         "",
     ]
 
 
-def importance_line(found: pd.DataFrame, values: Sequence[str]) -> list[str]:
-    """The three parameters that decide most, for each value, of the table of importances."""
+def importance_line(found: pd.DataFrame, values: Sequence[str], table: pd.DataFrame) -> list[str]:
+    """The three parameters that decide most, for each value, of the table of importances; of `table`, all trials."""
+    if not (table["origin"] == "sampler").any():
+        return ["Nothing can be said: every trial was given, none chosen by the sampler.", ""]
     lines = []
     for name in values:
         of = found[found["value"] == name].nlargest(3, "importance")

@@ -61,6 +61,10 @@ class Sweep:
     conclude: Callable[[Any, Space, Study, Tracker], str]
     """The winner and the report; returns the report."""
 
+    def about(self, config: Any) -> tuple[str, dict[str, str]]:
+        """What the run is called, and searched by."""
+        return self.name(config), self.tags(config)
+
 
 class Parent(NamedTuple):
     """Where trials are recorded: in MLflow under a run, or in a folder."""

@@ -50,10 +50,13 @@ SWEEPS = {
 def sweep_pruning(config: SweepPruningConfig, tracker: Tracker) -> SweepResult:
     """An Optuna study over thresholds of pruning: trials are children of the tracker's run; and the winner in full.
 
+    Workers are processes of their own: a script that calls this needs `if __name__ == "__main__":`.
+
     Raises
     ------
     InputError
-        Whatever is wrong with the source, the search space, the storage or the study of that name.
+        Whatever is wrong with the source, the search space, the storage or the study of that name; if another process
+        leads it.
     WorkersFailed
         If trials fail again and again.
     """

@@ -204,7 +204,7 @@ def _fresh_json(run: "Run", path: str) -> dict[str, Any]:
         except FileNotFoundError as error:
             local = cache_folder("runs", run.info.run_id) / path
             if not local.exists():
-                raise InputError(str(error)) from error
+                raise NoArtifact(str(error)) from error
             text = local.read_text(encoding="utf-8")
     return json.loads(text)
 

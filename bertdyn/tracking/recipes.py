@@ -7,7 +7,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from bertdyn.errors import InputError
+from bertdyn.errors import NoArtifact
 from bertdyn.tracking.locations import run_folder
 from bertdyn.tracking.provenance import source_folder
 
@@ -57,6 +57,6 @@ def find_made(fingerprint: str, stage: str) -> str | None:
         try:
             run_folder(run.info.run_id, "summary.md")  # the last thing that a run writes
             return run.info.run_id
-        except InputError:
+        except NoArtifact:
             continue
     return None

@@ -201,7 +201,8 @@ def test_four_workers_of_two_commands_on_postgresql_one_of_them_killed(tmp_path)
             assert sweep.check("sweep-freezing", 66).info.run_id == parent.info.run_id
             assert f"{len(sweep.trials)} trials" not in out
             note = workplace.client().get_run(parent.info.run_id).data.tags["mlflow.note.content"]
-            assert f"{len(sweep.trials)} trials by tpe" in note
+            given = sum("origin" in trial.user_attrs for trial in sweep.trials)
+            assert f"{len(sweep.trials)} trials, {given} tried first, {len(sweep.trials) - given} by tpe" in note
             assert "1 took the place of trials whose process died" in note
         finally:
             server.kill()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from bertdyn.errors import InputError
+from bertdyn.steps import extract_runs
 from bertdyn.steps.comparison import (
     CompareResult,
     compare,
@@ -389,3 +390,20 @@ def test_no_map_of_first_tokens_without_them(tmp_path):
     run = make_run(tmp_path, kinds=("mean",))
     with pytest.raises(InputError, match="--tsne true: needs first tokens; extract them with --rows tokens or first"):
         run_compare(tmp_path / "run", run, tsne=True, layers="1")
+
+
+def test_runs_of_one_model_have_labels_of_their_own(tmp_path, monkeypatch):
+    """By their ids; where they are folders, by their place."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    run = make_run(tmp_path)
+    monkeypatch.setattr(
+        extract_runs,
+        "open_extract_run",
+        lambda run_id, states, flag: run._replace(run_id=run_id, label="sst2-minilm-s0"),
+    )
+    opened = extract_runs.open_runs(CompareConfig(run_ids=",".join(map(str, folders))))
+    assert [one.label for one in opened] == ["sst2-minilm-s0", "sst2-minilm-s0 (2)", "sst2-minilm-s0 (3)"]
+    opened = extract_runs.open_runs(CompareConfig(run_ids="abcdefgh,ijklmnop"))
+    assert [one.label for one in opened] == ["sst2-minilm-s0", "sst2-minilm-s0 (ijklmn)"]

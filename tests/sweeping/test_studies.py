@@ -13,8 +13,10 @@ import pytest
 from optuna.trial import TrialState
 
 from bertdyn.errors import InputError
+from bertdyn.steps.sweep import lead
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.storage import open_storage
+from bertdyn.tracking.tracker import Tracker
 from tests.sweeping import processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -236,6 +238,15 @@ def test_who_joins_does_not_depose_the_leader(begin, other):
     with studies.beating(study, leads=False):
         assert studies.led_by_another(study) == name
     assert studies.led_by_another(study) == name
+
+
+def test_a_study_that_another_leads_is_not_led(begin, other, tmp_path):
+    study = begin()
+    name = studies.process_name(other.pid)
+    study.set_user_attr(studies.LEADER, {"process": name, "beat": time.time()})
+    with pytest.raises(InputError, match=f"--study_name 'thresholds': process {name} leads that study"):
+        lead(None, None, None, Tracker(tmp_path / "run"), study)
+    assert study.user_attrs[studies.LEADER]["process"] == name
 
 
 def test_machines_that_fall_silent(begin, monkeypatch):
