@@ -30,7 +30,7 @@ from benchmarks.sweep_trials import trials
 from benchmarks.sweep_workers import workers
 from benchmarks.tables import conditions, show, write_table
 from bertdyn.pruning.config import COMPENSATIONS
-from bertdyn.steps.sweep_pruning_trials import OWN_CRITERIA, SYSTEM_4
+from bertdyn.steps.sweep_pruning_space import OWN_CRITERIA, SYSTEM_4
 
 TABLES = {"trials": trials, "overhead": overhead, "workers": workers}
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "optuna", "mlflow", "sqlalchemy", "numpy")

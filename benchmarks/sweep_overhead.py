@@ -34,7 +34,7 @@ from benchmarks.sweep_trials import config_of
 from benchmarks.tables import Row, say
 from bertdyn.files import write_json
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning_trials import directions, space_of
+from bertdyn.steps.sweep_pruning_space import directions, space_of
 from bertdyn.steps.sweep_worker import run_trial, run_trials
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.samplers import make_sampler

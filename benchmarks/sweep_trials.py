@@ -33,7 +33,8 @@ from bertdyn.pruning.plan import Plan, load_plan
 from bertdyn.pruning.shape import shape_of
 from bertdyn.pruning.surgery import prune
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning_trials import SYSTEM_4, PruningTrials, directions, space_of
+from bertdyn.steps.sweep_pruning_space import SYSTEM_4, directions, space_of
+from bertdyn.steps.sweep_pruning_trials import PruningTrials
 from bertdyn.sweeping.space import Space, interpolated
 from bertdyn.sweeping.studies import noted
 from bertdyn.sweeping.workers import quiet

@@ -25,7 +25,8 @@ from benchmarks.sweep_trials import config_of, ready
 from benchmarks.tables import Row, say
 from bertdyn.steps.sweep import lead
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning_trials import PruningTrials, space_of
+from bertdyn.steps.sweep_pruning_space import space_of
+from bertdyn.steps.sweep_pruning_trials import PruningTrials
 from bertdyn.steps.sweep_worker import Config, Sweep
 from bertdyn.steps.sweeps import SWEEPS
 from bertdyn.sweeping import studies

@@ -18,7 +18,8 @@ from bertdyn.steps.pruning_seeds import paired_differences
 from bertdyn.steps.pruning_seeds import report as seeds_report
 from bertdyn.steps.sources import label_of, tags_of
 from bertdyn.steps.sweep_config import SweepPruningConfig
-from bertdyn.steps.sweep_pruning_trials import LATENCY, PartScorer, PruningTrials, value_names
+from bertdyn.steps.sweep_pruning_space import value_names
+from bertdyn.steps.sweep_pruning_trials import LATENCY, PartScorer, PruningTrials
 from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.config import seeds_of

@@ -1,6 +1,12 @@
 """The sweeps that there are."""
 
-from bertdyn.steps import sweep_freezing_end, sweep_freezing_trials, sweep_pruning_end, sweep_pruning_trials
+from bertdyn.steps import (
+    sweep_freezing_end,
+    sweep_freezing_trials,
+    sweep_pruning_end,
+    sweep_pruning_space,
+    sweep_pruning_trials,
+)
 from bertdyn.steps.sources import label_of, tags_of
 from bertdyn.steps.sweep import SweepResult, find, lead
 from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
@@ -26,9 +32,9 @@ SWEEPS = {
         stage="sweep-pruning",
         name=_pruning_name,
         tags=tags_of,
-        space=sweep_pruning_trials.space_of,
-        directions=sweep_pruning_trials.directions,
-        first_trials=sweep_pruning_trials.first_trials,
+        space=sweep_pruning_space.space_of,
+        directions=sweep_pruning_space.directions,
+        first_trials=sweep_pruning_space.first_trials,
         prepare=sweep_pruning_trials.prepare,
         objective=sweep_pruning_trials.objective,
         conclude=sweep_pruning_end.conclude,

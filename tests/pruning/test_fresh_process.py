@@ -14,21 +14,13 @@ import transformers
 from bertdyn.pruning.fresh_process import in_fresh_process
 from bertdyn.pruning.latency import random_batches
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSIFICATION = "AutoModelForSequenceClassification"
 OUTPUTS = {
     CLASSIFICATION: ["logits"],
     "AutoModelForQuestionAnswering": ["start_logits", "end_logits"],
     "AutoModel": ["last_hidden_state"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in the fresh process, so that sums are taken in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _saved(checkpoint, folder, auto_class=CLASSIFICATION):

@@ -18,7 +18,7 @@ from bertdyn.tracking.tracker import Tracker
 from tests.families import FAMILIES
 from tests.squad_files import write_squad
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMALL = {
     "max_train_samples": 64,
@@ -30,15 +30,6 @@ SMALL = {
     "num_train_epochs": 1,
 }
 QUICK = {"latency_shapes": "none", "export_onnx": False}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As the fresh process has, so that outputs are equal bit for bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def with_head(folder: Path, target: Path, auto_class=AutoModelForSequenceClassification) -> Path:
