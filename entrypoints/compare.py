@@ -23,12 +23,16 @@ def main() -> None:
 def launch(config: CompareConfig) -> None:
     """Open the run, compare, and say what can follow."""
     from bertdyn.steps.comparison import compare
-    from bertdyn.steps.extract_runs import name_of, open_runs, tags_of
+    from bertdyn.steps.extract_runs import label_of_runs, open_runs, tags_of
 
     runs = open_runs(config)
-    with open_tracker("compare", run_name=config.run_name or name_of("compare", runs), tags=tags_of(runs)) as tracker:
+    run_name = config.run_name or f"compare-{label_of_runs(runs)}"
+    with open_tracker("compare", run_name=run_name, tags=tags_of(runs)) as tracker:
         result = compare(config, tracker, runs)
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+    if len(runs) == 1:
+        sources = f"-P source_run_id={runs[0].run_id} -P compare_run_id={tracker.run_id}"
+        print(f"go on    mlflow run . -e probe --env-manager local {sources}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def launch(config: ExtractConfig, given: set[str]) -> None:
     config = with_source_data(config)
     with open_tracker(
         "extract",
-        run_name=config.run_name or f"{label_of(config)}-extract",
+        run_name=config.run_name or f"extract-{label_of(config)}",
         tags=tags_of(config),
         resume_run_id=config.resume_run_id,
     ) as tracker:

@@ -22,13 +22,15 @@ def main() -> None:
 
 def launch(config: ProbeConfig) -> None:
     """Open the run, probe, and say where to look."""
-    from bertdyn.steps.extract_runs import name_of, open_runs, tags_of
+    from bertdyn.steps.extract_runs import label_of_runs, open_runs, tags_of
     from bertdyn.steps.probing import probe
 
     runs = open_runs(config)
-    with open_tracker("probe", run_name=config.run_name or name_of("probe", runs), tags=tags_of(runs)) as tracker:
+    run_name = config.run_name or f"probe-{label_of_runs(runs)}"
+    with open_tracker("probe", run_name=run_name, tags=tags_of(runs)) as tracker:
         result = probe(config, tracker, runs[0])
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
+    print(f"go on    mlflow run . -e sae --env-manager local -P source_run_id={config.source_run_id}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def launch(config: PruneConfig) -> None:
         check_register_as(config.register_as)
     if config.source_run_id:
         require_source(config.source_run_id, MODEL_STAGES)
-    name = config.run_name or f"{label_of(config)}-prune"
+    name = config.run_name or f"prune-{label_of(config)}"
     with open_tracker("prune", run_name=name, tags=tags_of(config)) as tracker:
         result = prune_seeds(config, tracker) if config.seeds else prune(config, tracker)
     print(f"\n{result.summary}\n\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")

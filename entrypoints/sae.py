@@ -25,7 +25,7 @@ def main() -> None:
 def launch(config: SaeConfig, given: set[str]) -> None:
     """Open the run (or the interrupted one), train, study, and say where to look."""
     from bertdyn.steps.dictionaries import sae
-    from bertdyn.steps.extract_runs import name_of, open_runs, tags_of
+    from bertdyn.steps.extract_runs import label_of_runs, open_runs, tags_of
     from bertdyn.steps.resuming import resumed_config
 
     if config.resume_run_id:
@@ -33,7 +33,7 @@ def launch(config: SaeConfig, given: set[str]) -> None:
     runs = open_runs(config)
     with open_tracker(
         "sae",
-        run_name=config.run_name or name_of("sae", runs),
+        run_name=config.run_name or f"sae-{label_of_runs(runs)}",
         tags=tags_of(runs),
         resume_run_id=config.resume_run_id,
     ) as tracker:

@@ -38,7 +38,7 @@ def launch(name: str, config: "Config") -> None:
         print(result.summary)
         return
     parent = study.user_attrs.get(studies.PARENT) if study else None
-    run_name, tags = config.run_name or sweep.name(config), sweep.tags(config)
+    run_name, tags = config.run_name or f"{sweep.stage}-{sweep.label(config)}", sweep.tags(config)
     with open_tracker(sweep.stage, run_name=run_name, tags=tags, resume_run_id=parent) as tracker:
         result = lead(sweep, config, space, tracker, study)
     again = f"--storage {without_password(config.storage)} --study_name {result.study_name}"

@@ -33,7 +33,7 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
         default=True, help="Store pooled features of the probe part after every epoch (first token and mean)."
     )
     store_attention: bool = HfArg(default=False, help="Store the first token's attention too, averaged over heads.")
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-fine-tune.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: fine-tune-<dataset>-<model>-s<seed>.")
     register_as: Optional[str] = HfArg(
         default=None, help="Register the best model: '<name>' or '<name>@<alias>'; loads as models:/<name>@<alias>."
     )
@@ -70,14 +70,14 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
             tags["bertdyn.source_run_id"] = self.model_name_or_path.removeprefix("runs:/").split("/")[0]
         return tags
 
-    def default_run_name(self) -> str:
-        """`sst2-minilm-s0-fine-tune`, or `sst2-minilm-conv2d3-scratch-3-seeds-fine-tune`"""
+    def label(self) -> str:
+        """What is trained on what: `sst2-minilm-s0`, or `sst2-minilm-conv2d3-scratch-3-seeds`"""
         dataset, model = (name.rstrip("/").split("/")[-1] for name in (self.dataset, self.model_name_or_path))
         if self.embeddings:
             model += f"-{self.embeddings}" + (str(self.conv_kernel_size) if self.conv_kernel_size else "")
         scratch = "-scratch" if self.from_scratch else ""
         seeds = f"{len(self.seed_list())}-seeds" if self.seeds else f"s{self.seed}"
-        return f"{dataset}-{model}{scratch}-{seeds}-fine-tune"
+        return f"{dataset}-{model}{scratch}-{seeds}"
 
 
 @dataclass
@@ -125,7 +125,7 @@ class ExtractConfig(DataConfig):
     trust_remote_code: bool = HfArg(
         default=False, help="Run the Python code that comes with a checkpoint. Only for sources you trust."
     )
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-extract.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: extract-<dataset>-<model>-s<seed>.")
     resume_run_id: Optional[str] = HfArg(
         default=None, help="Go on with this interrupted run; only the missing rows are computed."
     )
@@ -189,7 +189,7 @@ class PruneConfig(DataConfig, TrainingConfig, PruningConfig):
     )
     latency_rounds: int = HfArg(default=40, help="Of the timing; both models run in each.")
     export_onnx: bool = HfArg(default=True, help="Also write onnx/model.onnx, checked against PyTorch, and time it.")
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-prune.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: prune-<dataset>-<model>-s<seed>.")
     register_as: Optional[str] = HfArg(
         default=None, help="Register the pruned model: '<name>' or '<name>@<alias>'; loads as models:/<name>@<alias>."
     )
@@ -272,7 +272,7 @@ class CompareConfig:
         default=None, help="Text of the token heat map. Default: the first one of 8 to 16 tokens."
     )
     seed: int = HfArg(default=0, help="Of samples, resamples and folds.")
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-compare.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: compare-<dataset>-<model>-s<seed>.")
 
     def __post_init__(self) -> None:
         self.between_runs = str(self.between_runs).lower()  # YAML's true and Python's True are meant, too
@@ -350,7 +350,7 @@ class ProbeConfig:
     )
     max_answer_length: int = HfArg(default=30, help="Of span probes: longest answer in tokens.")
     seed: int = HfArg(default=0, help="Of folds, resamples, shuffled labels and random weights.")
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-probe.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: probe-<dataset>-<model>-s<seed>.")
 
     def __post_init__(self) -> None:
         if not self.source_run_id:
@@ -435,7 +435,7 @@ class SaeConfig:
         default="no",
         help="no (float32), bf16 (topk, batch_topk: chooses the latents in half precision, values stay float32).",
     )
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-sae.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: sae-<dataset>-<model>-s<seed>.")
     resume_run_id: Optional[str] = HfArg(default=None, help="Go on with this interrupted run; other options stay.")
 
     def __post_init__(self) -> None:

@@ -80,9 +80,9 @@ def open_runs(config: CompareConfig | ProbeConfig | SaeConfig) -> list[ExtractRu
     return runs
 
 
-def name_of(stage: str, runs: Sequence[ExtractRun]) -> str:
-    """`sst2-minilm-s0-compare`, `3-runs-compare`"""
-    return f"{runs[0].label if len(runs) == 1 else f'{len(runs)}-runs'}-{stage}"
+def label_of_runs(runs: Sequence[ExtractRun]) -> str:
+    """`sst2-minilm-s0`, `3-runs`"""
+    return runs[0].label if len(runs) == 1 else f"{len(runs)}-runs"
 
 
 def tags_of(runs: Sequence[ExtractRun]) -> dict[str, str]:

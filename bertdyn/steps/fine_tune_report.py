@@ -23,7 +23,7 @@ OUTCOMES = {"classification": classification_outcome, "question-answering": ques
 
 def write_report(found: Findings, tracker: Tracker) -> tuple[Outcome, str]:
     """Write tables, figures and final metrics into `tracker`; return the outcome and the report, Markdown."""
-    title = found.config.default_run_name().removesuffix("-fine-tune")
+    title = found.config.label()
     outcome = OUTCOMES[found.task.name](found, title)
     history = pd.DataFrame(found.history).rename_axis("epoch").reset_index()
     for name, table in {"scores": outcome.scores, "history": history, **outcome.tables}.items():

@@ -15,7 +15,7 @@ from bertdyn.errors import InputError
 from bertdyn.files import write_json
 from bertdyn.steps.comparison import compare
 from bertdyn.steps.dictionaries import sae
-from bertdyn.steps.extract_runs import name_of, open_runs
+from bertdyn.steps.extract_runs import label_of_runs, open_runs
 from bertdyn.steps.extract_runs import tags_of as tags_of_runs
 from bertdyn.steps.extraction import extract
 from bertdyn.steps.fine_tuning import fine_tune
@@ -108,9 +108,9 @@ def _run(step: Step, options: Any, made_by: str, tracker: Tracker) -> str:
     work = _WORK[step.stage]
     if step.stage == "extract":
         options = with_source_data(options)
-    name, tags = work.about(options)
+    label, tags = work.about(options)
     # Folders have to differ, where MLflow's runs may have one name.
-    name = options.run_name or name if tracker.run_id else step.name
+    name = options.run_name or f"{step.name}-{label}" if tracker.run_id else step.name
     with tracker.child(name, tags | {"bertdyn.stage": step.stage, RECIPE: made_by}) as child:
         work.run(options, child)
     return child.run_id or str(child.folder)
@@ -120,33 +120,37 @@ class _Work(NamedTuple):
     """How a step is done, from its options."""
 
     about: Callable[[Any], tuple[str, dict[str, str]]]
-    """What its run is called, and searched by."""
+    """What to call its model on its data, and what its run is searched by."""
     run: Callable[[Any, Tracker], Any]
 
 
-def _from_model(stage: str, run: Callable[[Any, Tracker], Any]) -> _Work:
-    return _Work(lambda options: (f"{label_of(options)}-{stage}", tags_of(options)), run)
+def _from_model(run: Callable[[Any, Tracker], Any]) -> _Work:
+    return _Work(lambda options: (label_of(options), tags_of(options)), run)
 
 
-def _from_features(stage: str, run: Callable[[Any, Tracker], Any]) -> _Work:
+def _from_features(run: Callable[[Any, Tracker], Any]) -> _Work:
     def about(options: Any) -> tuple[str, dict[str, str]]:
         runs = open_runs(options)
-        return name_of(stage, runs), tags_of_runs(runs)
+        return label_of_runs(runs), tags_of_runs(runs)
 
     return _Work(about, run)
 
 
+def _study(kind: str, run: Callable[[Any, Tracker], Any]) -> _Work:
+    return _Work(lambda options: (SWEEPS[kind].label(options), SWEEPS[kind].tags(options)), run)
+
+
 _WORK = {
     "fine-tune": _Work(
-        lambda options: (options.default_run_name(), options.tags()),
+        lambda options: (options.label(), options.tags()),
         lambda options, tracker: (fine_tune_seeds if options.seeds else fine_tune)(options, tracker),
     ),
-    "extract": _from_model("extract", extract),
-    "compare": _from_features("compare", compare),
-    "probe": _from_features("probe", probe),
-    "sae": _from_features("sae", sae),
-    "prune": _from_model("prune", lambda options, tracker: (prune_seeds if options.seeds else prune)(options, tracker)),
-    "sweep-pruning": _Work(SWEEPS["pruning"].about, sweep_pruning),
-    "sweep-freezing": _Work(SWEEPS["freezing"].about, sweep_freezing),
+    "extract": _from_model(extract),
+    "compare": _from_features(compare),
+    "probe": _from_features(probe),
+    "sae": _from_features(sae),
+    "prune": _from_model(lambda options, tracker: (prune_seeds if options.seeds else prune)(options, tracker)),
+    "sweep-pruning": _study("pruning", sweep_pruning),
+    "sweep-freezing": _study("freezing", sweep_freezing),
 }
 """Stage → how it is done."""

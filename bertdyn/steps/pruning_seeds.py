@@ -31,7 +31,7 @@ def prune_seeds(config: PruneConfig, tracker: Tracker) -> PruneResult:
         own = dataclasses.replace(
             config, seed=seed, calibration_seed=config.calibration_seed + seed, seeds=None, run_name=None
         )
-        with tracker.child(f"{label_of(config)}-s{seed}-prune", tags_of(own)) as child:
+        with tracker.child(f"prune-{label_of(config)}-s{seed}", tags_of(own)) as child:
             tables.append(prune(own, child).scores.assign(seed=seed))
             links[seed] = child.link()
     table = pd.concat(tables, ignore_index=True)

@@ -99,7 +99,7 @@ def label_of(config: ExtractConfig | PruneConfig) -> str:
 def _label(run_id: str) -> str:
     stored = load_run_config(run_id)
     if "criterion" not in stored:
-        return _fine_tune_config(run_id).default_run_name().removesuffix("-fine-tune")
+        return _fine_tune_config(run_id).label()
     return label_of(_known(PruneConfig, stored)) + "-pruned"
 
 

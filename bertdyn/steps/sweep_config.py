@@ -53,7 +53,7 @@ class SweepPruningConfig(SweepConfig, PruneConfig):
         help="What the winner stands beside, trained equally long: dense, random, magnitude; 'none' for none.",
     )
     run_name: Optional[str] = HfArg(
-        default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>-sweep-pruning."
+        default=None, help="Name of the run. Default: sweep-pruning-<dataset>-<model>-s<seed>."
     )
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class SweepFreezingConfig(SweepConfig, FineTuneConfig):
         help="What the winner stands beside, trained with the same seeds: unfrozen (nothing frozen, the learning rate "
         "of the options), unfrozen_same_rate (nothing frozen, the winner's rates); '…,…' for both.",
     )
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-sweep-freezing.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: sweep-freezing-<dataset>-<model>.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
     InputError
         If no trial keeps within the budget.
     """
-    title = config.training().default_run_name().removesuffix("-fine-tune")
+    title = config.training().label()
     table, found = record_trials(study, value_names(config), False, title, tracker)
     within = complete(study)
     if not within:

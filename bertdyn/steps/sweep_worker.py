@@ -47,8 +47,8 @@ class Sweep:
     """What makes one kind of sweep; functions of a module each, so that worker processes find them."""
 
     stage: str
-    name: Callable[[Any], str]
-    """From the options: what to call the run."""
+    label: Callable[[Any], str]
+    """From the options: what to call the model on its data."""
     tags: Callable[[Any], dict[str, str]]
     space: Callable[[Any], Space]
     directions: Callable[[Any], list[studies.Direction]]
@@ -60,11 +60,6 @@ class Sweep:
     objective: Callable[[Any, Space, Study], Objective]
     conclude: Callable[[Any, Space, Study, Tracker], str]
     """The winner and the report; returns the report."""
-
-    def about(self, config: Any) -> tuple[str, dict[str, str]]:
-        """What the run is called, and searched by."""
-        return self.name(config), self.tags(config)
-
 
 class Parent(NamedTuple):
     """Where trials are recorded: in MLflow under a run, or in a folder."""

@@ -14,23 +14,18 @@ from bertdyn.steps.sweep_worker import Config, Sweep
 from bertdyn.tracking.tracker import Tracker
 
 
-def _pruning_name(config: SweepPruningConfig) -> str:
-    return f"{label_of(config)}-sweep-pruning"
-
-
 def _freezing_tags(config: SweepFreezingConfig) -> dict[str, str]:
     return config.tags()
 
 
-def _freezing_name(config: SweepFreezingConfig) -> str:
-    name = config.training().default_run_name().removesuffix("-fine-tune")
-    return f"{name.removesuffix(f'-s{config.seed}')}-sweep-freezing"
+def _freezing_label(config: SweepFreezingConfig) -> str:
+    return config.training().label().removesuffix(f"-s{config.seed}")
 
 
 SWEEPS = {
     "pruning": Sweep(
         stage="sweep-pruning",
-        name=_pruning_name,
+        label=label_of,
         tags=tags_of,
         space=sweep_pruning_space.space_of,
         directions=sweep_pruning_space.directions,
@@ -41,7 +36,7 @@ SWEEPS = {
     ),
     "freezing": Sweep(
         stage="sweep-freezing",
-        name=_freezing_name,
+        label=_freezing_label,
         tags=_freezing_tags,
         space=sweep_freezing_trials.space_of,
         directions=sweep_freezing_trials.directions,

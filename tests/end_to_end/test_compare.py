@@ -90,7 +90,7 @@ def compared(source):
 def test_the_run_in_mlflow(source, compared):
     run, out = compared
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "synthetic-bert-s0-compare"
+    assert run.info.run_name == "compare-synthetic-bert-s0"
     assert f"run id   {run.info.run_id}" in out
     tags = run.data.tags
     assert tags["bertdyn.stage"] == "compare"
@@ -162,7 +162,7 @@ def test_two_seeds_are_the_baseline(source, compared):
     """How far fine-tunings that differ by chance are apart; before training there is no chance in the encoder."""
     run, out = source.compare("--run_ids", ",".join(source.ids))
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "2-runs-compare"
+    assert run.info.run_name == "compare-2-runs"
     assert run.data.tags["bertdyn.source_run_id"] == ",".join(source.ids)
     similarity, geometry = tables(run)
     assert set(similarity["kind"]) == {"states", "reseeded"}

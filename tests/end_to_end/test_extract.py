@@ -92,7 +92,7 @@ def extracted(source):
 def test_the_run_in_mlflow(source, extracted):
     run, store, out = extracted
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "films.csv-minilm-scratch-s0-extract"
+    assert run.info.run_name == "extract-films.csv-minilm-scratch-s0"
     assert f"run id   {run.info.run_id}" in out
     assert f"compare --env-manager local -P source_run_id={run.info.run_id}" in out
     rows, texts = store.manifest.num_tokens, store.manifest.num_examples

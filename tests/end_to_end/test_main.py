@@ -75,7 +75,7 @@ def test_everything_once_then_only_what_changed(finished):
     assert json.loads((folder / "runs.json").read_text()) == {name: run.info.run_id for name, run in runs.items()}
     for name, run in runs.items():
         assert parent.data.tags[f"bertdyn.step.{name}"] == run.info.run_id
-        assert run.info.run_name == f"synthetic-minilm-scratch-s0-{name}"
+        assert run.info.run_name == f"{name}-synthetic-minilm-scratch-s0"
     assert runs["extract"].data.tags["bertdyn.source_run_id"] == runs["fine-tune"].info.run_id
     assert runs["sae"].data.tags["bertdyn.source_run_id"] == runs["extract"].info.run_id
     note = parent.data.tags["mlflow.note.content"]

@@ -67,7 +67,7 @@ def table(run: Run) -> pd.DataFrame:
 def test_the_run_in_mlflow(source, probed):
     run, out = probed
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "synthetic-minilm-s0-probe"
+    assert run.info.run_name == "probe-synthetic-minilm-s0"
     assert f"run id   {run.info.run_id}" in out
     tags = run.data.tags
     assert tags["bertdyn.stage"] == "probe"

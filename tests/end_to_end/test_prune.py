@@ -62,7 +62,7 @@ def pruned(source) -> tuple[Run, str]:
 def test_the_run_in_mlflow(source, pruned):
     run, out = pruned
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "synthetic-minilm-scratch-s0-prune"
+    assert run.info.run_name == "prune-synthetic-minilm-scratch-s0"
     assert f"run id   {run.info.run_id}" in out
     assert f"-e extract --env-manager local -P source_run_id={run.info.run_id}" in out
     tags = run.data.tags
@@ -129,7 +129,7 @@ def test_what_follows_works_on_a_pruned_run(source, pruned):
         module="entrypoints.extract",
     )  # fmt: skip
     extracted = source.newest("extract")
-    assert extracted.info.run_name == "synthetic-minilm-scratch-s0-pruned-extract"
+    assert extracted.info.run_name == "extract-synthetic-minilm-scratch-s0-pruned"
     store = FeatureStore.open(artifacts(extracted) / "features")
     assert store.states == ["pretrained", "best"]
     plan = load_plan(artifacts(run) / "plan.json")
@@ -147,7 +147,7 @@ def test_what_follows_works_on_a_pruned_run(source, pruned):
         "--export_onnx", "false", module="entrypoints.prune",
     )  # fmt: skip
     twice = source.newest()
-    assert twice.info.run_name == "synthetic-minilm-scratch-s0-pruned-prune"
+    assert twice.info.run_name == "prune-synthetic-minilm-scratch-s0-pruned"
     again = load_plan(artifacts(twice) / "plan.json")
     assert again.shape == plan.result
     loaded = load_model(str(artifacts(twice) / "checkpoints/epoch_000"), "classification")
@@ -159,14 +159,14 @@ def test_seeds_are_child_runs_with_paired_differences(source):
         *source.option, *FEW, "--seeds", "0,1", "--controls", "random", "--latency_shapes", "none", "--export_onnx",
         "false", module="entrypoints.prune",
     )  # fmt: skip
-    parent = source.workplace.runs(filter_string="tags.mlflow.runName = 'synthetic-minilm-scratch-s0-prune'")[0]
+    parent = source.workplace.runs(filter_string="tags.mlflow.runName = 'prune-synthetic-minilm-scratch-s0'")[0]
     assert "paired seeds, 95 % interval" in out
     differences = pd.read_parquet(artifacts(parent) / "paired_differences.parquet")
     assert set(differences["other"]) == {"random", "dense_before"}
     assert (differences["num_seeds"] == 2).all()
     children = source.workplace.runs(filter_string=f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert {child.info.run_name for child in children} == {
-        f"synthetic-minilm-scratch-s0-s{seed}-prune" for seed in (0, 1)
+        f"prune-synthetic-minilm-scratch-s0-s{seed}" for seed in (0, 1)
     }
 
 

@@ -98,7 +98,7 @@ def dictionary_folder(run: Run, comparison: str, state: str, layer: int, seed: i
 def test_the_run_in_mlflow(source, studied):
     run, out = studied
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "synthetic-minilm-scratch-s0-sae"
+    assert run.info.run_name == "sae-synthetic-minilm-scratch-s0"
     assert f"run id   {run.info.run_id}" in out
     assert f"results  {artifacts(run)}" in out
     assert "mlflow ui" in out
