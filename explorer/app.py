@@ -13,7 +13,7 @@ import streamlit as st
 from bertdyn.errors import InputError
 from bertdyn.tracking.store import shown, tracking_uri
 from explorer.config import ASKED
-from explorer.page import code, identity, label, without_pictures
+from explorer.page import as_told, code, identity, label
 from explorer.runs import NEEDS, Family, RunInfo, family_of, list_runs, load_run
 
 # Comments and no strings below the constants: Streamlit writes every string of its main script onto the page. No icons:
@@ -106,7 +106,7 @@ def _opener(name: str, family: Family | None, problem: str) -> Callable[[], None
     def show() -> None:
         st.title(PAGES[name])
         if problem:
-            st.error(without_pictures(problem))
+            st.error(as_told(problem))
         elif family is None:
             st.info("There is no run yet. This makes some, in five minutes:")
             st.code("mlflow run . --env-manager local", language="bash")
@@ -114,7 +114,7 @@ def _opener(name: str, family: Family | None, problem: str) -> Callable[[], None
             try:
                 import_module(f"explorer.{name}").page(family)
             except InputError as error:
-                st.error(without_pictures(str(error)))
+                st.error(as_told(str(error)))
 
     return show
 

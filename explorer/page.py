@@ -1,5 +1,6 @@
 """What pages share: which run of a stage is shown, figures, and what is said when something is not there."""
 
+import re
 from io import BytesIO
 
 import streamlit as st
@@ -32,7 +33,7 @@ def run_of(family: Family, *stages: str) -> RunInfo | None:
         st.warning(f"This run is {run.status.lower()}: below is what it has written so far.")
     if summary := artifacts.text(run, "summary.md"):
         with st.expander("Report of the run"):
-            st.markdown(without_pictures(summary))
+            st.markdown(as_told(summary))
     return run
 
 
@@ -59,9 +60,9 @@ def absent(run: RunInfo, what: str) -> None:
     st.info(f"The {run.stage} run {code(run.name)} has no {what}{'' if run.is_over else ' yet'}.")
 
 
-def without_pictures(markdown: str) -> str:
-    """Markdown that makes no browser load a picture, whatever names stand in it."""
-    return markdown.replace("![", r"!\[")
+def as_told(markdown: str) -> str:
+    """Markdown that makes no browser load a picture, whatever names stand in it, and has no links of the MLflow UI."""
+    return re.sub(r"\[([^\]]*)\]\(#/[^)]*\)", r"`\1`", markdown).replace("![", r"!\[")
 
 
 def png(figure: Figure) -> bytes:

@@ -124,6 +124,7 @@ def pareto(
         axes.plot(
             row["cost"], max(row["kl"], floor), marker, color=color, markersize=14 if marker == "*" else 8,
             label=REFERENCE_WORDS[row["name"]], markeredgecolor="white",
+            zorder=4 if row["name"] == "winner" else 3,
         )  # fmt: skip
     axes.set_yscale("log")
     tidy(axes, note, f"encoder {cost}, share of the dense model's", "KL(dense ‖ pruned), nats")

@@ -4,13 +4,13 @@ What depends on the task comes from its own report as an `Outcome`; all the rest
 """
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from bertdyn.data.text_data import TextData
 from bertdyn.features.store import FeatureStore
 from bertdyn.files import write_json
-from bertdyn.geometry.pca import fixed_basis
-from bertdyn.plots.features import pca_grid
+from bertdyn.geometry.pca import FixedBasis, fixed_basis
+from bertdyn.plots.features import pca_grid, pca_of_state
+from bertdyn.plots.layers import spread, state_name
 from bertdyn.plots.training import component_curves, dynamics_heatmaps, training_curves
 from bertdyn.steps.classification_report import classification_outcome
 from bertdyn.steps.findings import Findings, Outcome
@@ -18,6 +18,8 @@ from bertdyn.steps.question_answering_report import question_answering_outcome
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.groups import by_group
 
+MAX_FRAMES = 16
+"""Epochs that the film of the features has."""
 OUTCOMES = {"classification": classification_outcome, "question-answering": question_answering_outcome}
 
 
@@ -38,22 +40,26 @@ def write_report(found: Findings, tracker: Tracker) -> tuple[Outcome, str]:
         **outcome.figures,
     }
     if found.store:
+        names, labels = found.data.label_names, found.store.examples()["label"].to_numpy()
+        bases = pca_bases(found.store)
         features = f"First-token features of the probe part, one PCA basis a layer: {title}"
-        figures["features_pca"] = features_figure(found.store, found.data.label_names, features)
+        figures["features_pca"] = pca_grid(bases, found.store.states, labels, names, features)
+        for number in spread(range(len(found.store.states)), MAX_FRAMES):
+            frame = f"First-token features, {state_name(found.store.states[number])}: {title}"
+            tracker.log_frame(pca_of_state(bases, number, labels, names, frame), "features_pca_by_epoch", number)
     for name, figure in figures.items():
         tracker.log_figure(figure, name)
     tracker.log_metrics(outcome.final, len(found.history) - 1)
     return outcome, markdown(found, outcome, list(figures))
 
 
-def features_figure(store: FeatureStore, label_names: list[str], title: str) -> Figure:
-    """PCA of first-token features, layer × epoch; at layer 0 the first token is the same in all texts."""
-    bases = {
+def pca_bases(store: FeatureStore) -> dict[int, FixedBasis]:
+    """Layer → first-token features of all epochs in one basis; at layer 0 the first token is the same in all texts."""
+    return {
         layer: fixed_basis([store.array("first", state, layer) for state in store.states])
         for layer in store.layers("first")
         if layer > 0
     }
-    return pca_grid(bases, store.states, store.examples()["label"].to_numpy(), label_names, title)
 
 
 def markdown(found: Findings, outcome: Outcome, figures: list[str]) -> str:

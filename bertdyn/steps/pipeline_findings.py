@@ -1,6 +1,6 @@
 """What each kind of step found, in a line or two, always beside what it is worth nothing without: its baseline."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ class Finding(NamedTuple):
     question: str
     found: str
     baseline: str
+    values: Mapping[str, float] = {}
+    """Main numbers by name, as metrics of the report's run."""
 
 
 class Told(NamedTuple):
@@ -59,8 +61,12 @@ def _fine_tune(run_id: str) -> Iterator[Finding]:
     }
     others = [f"{name} {rows.at[key, score]:.3f}" for key, name in words.items() if key in rows.index]
     best = rows.loc[("best", "none")]
-    yield Finding(f"How good is the fine-tuned model? ({score}, test)", _value(best, score, f"{score}_low",
-                  f"{score}_high"), ", ".join(others))  # fmt: skip
+    yield Finding(
+        f"How good is the fine-tuned model? ({score}, test)",
+        _value(best, score, f"{score}_low", f"{score}_high"),
+        ", ".join(others),
+        {score: best[score]},
+    )
 
 
 def _compare(run_id: str) -> Iterator[Finding]:
@@ -78,6 +84,7 @@ def _compare(run_id: str) -> Iterator[Finding]:
             question,
             f"least in layer {low['layer']}: {_value(low)}; most in layer {high['layer']}: {high['value']:.3f}",
             "1: nothing changed",
+            {"least_cka": low["value"], "least_cka_layer": low["layer"]},
         )
         cosine, other = (pair[(pair["measure"] == name) & (pair["layer"] == low["layer"])].iloc[0]
                          for name in ("cosine", "cosine_mismatched"))  # fmt: skip
@@ -93,15 +100,19 @@ def _probe(run_id: str) -> Iterator[Finding]:
     main = table[table["metric"].isin(["accuracy", "r2", "f1"])]
     for target, of in main.groupby("target", sort=False):
         own = of[of["baseline"] == "none"]
-        found = []
+        found, values = [], {}
         for state, rows in own.groupby("state", sort=False):
             best = rows.loc[rows["value"].idxmax()]
             found.append(f"{state}: {_value(best)} (layer {best['layer']})")
+            values[f"{target}_{state}"] = best["value"]
         others = of[of["baseline"] != "none"].groupby("baseline", sort=False)["value"].max()
         words = ", ".join(f"{str(name).replace('_', ' ')} {value:.3f}" for name, value in others.items())
         metric = own["metric"].iloc[0]
         yield Finding(
-            f"Where can {target} be read off? (best layer, {metric})", "; ".join(found), f"{words} (each at its best)"
+            f"Where can {target} be read off? (best layer, {metric})",
+            "; ".join(found),
+            f"{words} (each at its best)",
+            values,
         )
 
 
@@ -116,6 +127,7 @@ def _sae(run_id: str) -> Iterator[Finding]:
             f"How much do sparse features leave unexplained? (layer {layer}, share of variance)",
             ", ".join(f"{state} {value:.3f}" for state, value in values.items()),
             "PCA " + ", ".join(f"{plain[state]:.3f}" for state in values.index),
+            {f"unexplained_layer_{layer:02d}_{state}": value for state, value in values.items()},
         )
     shares = _table(run_id, "fate_shares")
     last = shares[shares["state"] == shares["state"].iloc[-1]]
@@ -126,6 +138,7 @@ def _sae(run_id: str) -> Iterator[Finding]:
             f"Do features appear and die? (layer {layer}, {comparison})",
             ", ".join(f"{row.fate} {row.share:.1%}" for row in of.itertuples()),
             "without fine-tuning " + ", ".join(f"{row.floor:.1%}" for row in of.itertuples()),
+            {f"{row.fate}_layer_{layer:02d}_{comparison}": row.share for row in of.itertuples()},
         )
 
 
@@ -141,6 +154,7 @@ def _prune(run_id: str) -> Iterator[Finding]:
         f"What does a model with {share:.0%} fewer encoder parameters lose? ({score}, test)",
         f"{last.at['pruned', score]:.3f}",
         ", ".join(others),
+        {score: last.at["pruned", score], "encoder_parameters_cut": share},
     )
 
 
@@ -152,6 +166,7 @@ def _sweep_pruning(run_id: str) -> Iterator[Finding]:
         f"What do {len(trials)} trials find at {winner['cost']:.0%} of the cost? (KL from the dense model, test)",
         _value(winner, "kl", "kl_low", "kl_high"),
         f"one threshold for all {rows.at['uniform', 'kl']:.3f}, divided exactly {rows.at['divided', 'kl']:.3f}",
+        {"kl": winner["kl"], "cost": winner["cost"]},
     )
 
 
@@ -161,6 +176,7 @@ def _sweep_freezing(run_id: str) -> Iterator[Finding]:
         "What does the best freeze schedule gain? (test)",
         f"{rows['winner']:.3f}",
         ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in rows.items() if name != "winner"),
+        {"winner": rows["winner"]},
     )
 
 

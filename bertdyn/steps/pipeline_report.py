@@ -32,8 +32,9 @@ def write_report(pipeline: Pipeline, subject: str, done: list[Done], tracker: Tr
     alike = Counter(one.stage for one in done)
     for one in done:
         of = f"{one.name}: " if alike[one.stage] > 1 else ""
-        for question, *answer in findings_of(one.stage, one.run_id):
-            lines.append(f"| {' | '.join(_cell(text) for text in (of + question, *answer))} |")
+        for question, found, baseline, values in findings_of(one.stage, one.run_id):
+            lines.append(f"| {_cell(of + question)} | {_cell(found)} | {_cell(baseline)} |")
+            tracker.log_metrics({f"{one.name}/{name}": value for name, value in values.items()}, 0)
     lines += ["", "Brackets: 95 % intervals, each as its run's report says.", "", "### The runs", ""]
     lines += ["| step | run | took |", "|---|---|---|"]
     for one in done:

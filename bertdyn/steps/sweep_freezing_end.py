@@ -15,7 +15,7 @@ from bertdyn.steps.fine_tuning import fine_tune
 from bertdyn.steps.seeds import earlier_result, t_interval
 from bertdyn.steps.sweep_config import SweepFreezingConfig
 from bertdyn.steps.sweep_freezing_trials import NOTHING_FROZEN, consistent, value_names
-from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
+from bertdyn.steps.sweep_report import chosen_lines, importance_lines, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.outcome import complete
 from bertdyn.sweeping.space import Space
@@ -76,7 +76,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             "",
             "### What matters",
             "",
-            *importance_line(found, value_names(config), table),
+            *importance_lines(found, value_names(config)),
             "Figures (artifacts, `figures/`): history, parallel_coordinates, importances. Tables: trials, importances, "
             "winner_scores, paired_differences (parquet).",
         ]

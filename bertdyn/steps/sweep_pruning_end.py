@@ -20,7 +20,7 @@ from bertdyn.steps.sources import label_of, tags_of
 from bertdyn.steps.sweep_config import SweepPruningConfig
 from bertdyn.steps.sweep_pruning_space import value_names
 from bertdyn.steps.sweep_pruning_trials import LATENCY, PartScorer, PruningTrials
-from bertdyn.steps.sweep_report import chosen_lines, importance_line, options_digest, record_trials, trial_lines
+from bertdyn.steps.sweep_report import chosen_lines, importance_lines, options_digest, record_trials, trial_lines
 from bertdyn.sweeping import studies
 from bertdyn.sweeping.config import seeds_of
 from bertdyn.sweeping.outcome import complete, front, knee
@@ -79,7 +79,7 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
             "",
             "### What matters",
             "",
-            *importance_line(found, values, table),
+            *importance_lines(found, values),
             "Figures (artifacts, `figures/`): pareto, history, parallel_coordinates, importances. Tables: trials, "
             "pareto, references, importances (parquet).",
         ]

@@ -54,7 +54,8 @@ def record_trials(
     if any(done[name].nunique() > 1 for name in done if name.startswith("param/")):
         figure = parallel_coordinates(table, main, higher_is_better, label, f"What trials chose: {title}")
         tracker.log_figure(figure, "parallel_coordinates")
-    found = importances(study, values)
+    sampled = (table["origin"] == "sampler").any()
+    found = importances(study, values) if sampled else pd.DataFrame()  # of given trials nothing can be said
     if len(found):
         tracker.log_table(found, "importances")
         tracker.log_figure(importance(found, f"What matters: {title}"), "importances")
@@ -89,17 +90,17 @@ def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
     ]
 
 
-def importance_line(found: pd.DataFrame, values: Sequence[str], table: pd.DataFrame) -> list[str]:
-    """The three parameters that decide most, for each value, of the table of importances; of `table`, all trials."""
-    if not (table["origin"] == "sampler").any():
-        return ["Nothing can be said: every trial was given, none chosen by the sampler.", ""]
+def importance_lines(found: pd.DataFrame, values: Sequence[str]) -> list[str]:
+    """The three parameters that decide most, for each value, of the table of importances."""
+    if found.empty:
+        return ["Nothing can be said: too few trials were chosen by the sampler.", ""]
     lines = []
     for name in values:
         of = found[found["value"] == name].nlargest(3, "importance")
         if len(of):
             said = ", ".join(f"{row.parameter} {row.importance:.0%}" for row in of.itertuples())
             lines.append(f"- {LABELS[name]}: {said}")
-    return ["What decides whether a trial is among the best (PED-ANOVA):", "", *lines, ""] if lines else []
+    return ["What decides whether a trial is among the best (PED-ANOVA):", "", *lines, ""]
 
 
 def chosen_lines(trial: FrozenTrial) -> list[str]:

@@ -61,6 +61,7 @@ class Sweep:
     conclude: Callable[[Any, Space, Study, Tracker], str]
     """The winner and the report; returns the report."""
 
+
 class Parent(NamedTuple):
     """Where trials are recorded: in MLflow under a run, or in a folder."""
 

@@ -26,6 +26,7 @@ from bertdyn.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +232,19 @@ class MLflowTracker(Tracker):
         self._delivery.finish(self.patience)
         return upload.uri
 
+    def log_frame(self, figure: "Figure", name: str, step: int) -> None:
+        """Writes one picture of a film; the MLflow UI shows it among the charts, with a slider over steps."""
+        super().log_frame(figure, name, step)
+
+        def send() -> None:
+            from PIL import Image
+
+            with Image.open(self.folder / "figures" / name / f"{step:03d}.png") as image:
+                self.client.log_image(self.run_id, image, key=name, step=step)
+
+        self._delivery.add_job(f"picture {step} of {name}", send)
+        self._delivery.flush()
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags of the run."""
         self._delivery.add_tags({key: str(value) for key, value in tags.items()})
@@ -243,7 +257,7 @@ class MLflowTracker(Tracker):
         self.set_tags({"mlflow.note.content": shortened})
 
     def link(self) -> str:
-        """Markdown that leads to this run: a link where the store is a server."""
+        """Markdown: a link to this run in the MLflow UI."""
         return run_link(self.run_id, self.run.info.experiment_id)
 
     def child(self, run_name: str, tags: Mapping[str, str] | None = None) -> "MLflowTracker":

@@ -117,11 +117,10 @@ def children(client: MlflowClient, run: Run) -> list[Run]:
 
 
 def run_link(run_id: str, experiment_id: str) -> str:
-    """Markdown: a link to the run's page where the store is a server, else the run id as code."""
+    """Markdown: a link to the run's page; where the store is no server, one that leads there within the MLflow UI."""
     uri = mlflow.get_tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        return f"[{run_id}]({shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id})"
-    return f"`{run_id}`"
+    server = shown(uri).rstrip("/") + "/" if uri.startswith(("http://", "https://")) else ""
+    return f"[{run_id}]({server}#/experiments/{experiment_id}/runs/{run_id})"
 
 
 @contextmanager

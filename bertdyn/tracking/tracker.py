@@ -82,13 +82,11 @@ class Tracker:
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Writes `figures/<name>.png` and closes the figure."""
-        path = f"figures/{name}.png"
-        with replacing(self.folder / path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-        # Only pyplot keeps figures alive; where nobody imported it, there is nothing to close.
-        if pyplot := sys.modules.get("matplotlib.pyplot"):
-            pyplot.close(figure)
-        self.publish(path)
+        self.publish(self._write_figure(figure, name))
+
+    def log_frame(self, figure: "Figure", name: str, step: int) -> None:
+        """Writes one picture of a film, `figures/<name>/<step>.png`, and closes the figure."""
+        self.publish(self._write_figure(figure, f"{name}/{step:03d}"))
 
     def publish(self, path: str) -> None:
         """Says that `path`, relative to the folder, is complete: a file or a whole directory."""
@@ -193,6 +191,15 @@ class Tracker:
         child = Tracker(self.folder / "children" / run_name)
         child.set_tags(tags or {})
         return child
+
+    def _write_figure(self, figure: "Figure", name: str) -> str:
+        path = f"figures/{name}.png"
+        with replacing(self.folder / path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+        # Only pyplot keeps figures alive; where nobody imported it, there is nothing to close.
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(figure)
+        return path
 
     def _deliver(self, points: list[Point]) -> None:
         """Hook for trackers that copy the points elsewhere."""

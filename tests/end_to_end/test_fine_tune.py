@@ -63,6 +63,7 @@ def test_its_artifacts(finished):
     assert {"checkpoints/step_000001/config.json", "checkpoints/step_000016/config.json"} <= names
     figures = {"training_curves", "dynamics_by_layer", "dynamics_by_component", "confusion_matrix", "features_pca"}
     assert {f"figures/{name}.png" for name in figures} <= names
+    assert {f"figures/features_pca_by_epoch/00{epoch}.png" for epoch in range(3)} <= names
     assert not [name for name in names if name.endswith(".tmp")]
     config = json.loads((folder / "config.json").read_text())
     assert config["learning_rate"] == 1e-3

@@ -87,7 +87,10 @@ def test_everything_once_then_only_what_changed(finished):
     for words in told:
         assert words in note
     for run in runs.values():
-        assert run.info.run_id in note
+        assert f"(#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})" in note
+    assert parent.data.metrics["fine-tune/accuracy"] == runs["fine-tune"].data.metrics["test/accuracy"]
+    found = {"compare/least_cka", "probe/label_best", "prune/accuracy", "sweep-pruning/kl"}
+    assert found <= parent.data.metrics.keys()
     names = [path.stem for path in sorted((folder / "figures").glob("*.png"))]
     assert names == [
         "1_fine-tune_dynamics_by_layer", "3_compare_similarity_by_layer", "4_probe_label_by_layer", "5_sae_fates",

@@ -6,6 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from explorer.config import ASKED
+from explorer.page import as_told
 from tests.end_to_end.conftest import make_workplace
 
 APP = Path(__file__).parents[2] / "explorer" / "app.py"
@@ -75,3 +76,8 @@ def test_a_store_that_does_not_answer(tmp_path, here):
     app = start()
     assert not app.exception
     assert "http://127.0.0.1:9 does not answer" in app.error[0].value
+
+
+def test_links_of_the_mlflow_ui_are_words_and_pictures_stay_away():
+    told = as_told("seed 0 [abc](#/experiments/1/runs/abc), [out](http://a.b/#/c) ![x](http://spy/y.png)")
+    assert told == r"seed 0 `abc`, [out](http://a.b/#/c) !\[x](http://spy/y.png)"

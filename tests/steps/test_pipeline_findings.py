@@ -16,7 +16,7 @@ def test_a_missing_table_leaves_its_lines_out(tmp_path):
     columns = ["part", "state", "baseline", "accuracy", "accuracy_low", "accuracy_high"]
     pd.DataFrame(rows, columns=columns).to_parquet(tmp_path / "scores.parquet")
     [found] = findings_of("fine-tune", str(tmp_path))
-    assert found[1:] == ("0.900 (0.800 – 0.950)", "TF-IDF 0.700")
+    assert found[1:] == ("0.900 (0.800 – 0.950)", "TF-IDF 0.700", {"accuracy": 0.9})
 
 
 def away(run_id, path):

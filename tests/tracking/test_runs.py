@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from matplotlib.figure import Figure
 
 from bertdyn.errors import InputError
 from bertdyn.tracking.endings import Terminated
@@ -99,6 +100,8 @@ def test_what_a_run_holds(client, tmp_path):
         tracker.log_metrics({"loss": 1.0}, step=0)
         tracker.log_dataset(table, "toy", "runs:/somewhere", "d" * 50, "training", "label")
         tracker.log_dataset(table, "toy2", "synthetic", "abc", "test")
+        for step in (0, 2):
+            tracker.log_frame(Figure(), "film", step)
         tracker.note("# Report\n" + "x" * 9000)
         with tracker.child("seed-1", {"bertdyn.seed": "1"}) as child:
             child.log_metrics({"acc": float("nan"), "big": float("inf")}, step=2)
@@ -113,6 +116,9 @@ def test_what_a_run_holds(client, tmp_path):
     assert run.data.tags["bertdyn.model"] == "tiny"
     assert run.data.tags["mlflow.note.content"].startswith("# Report")
     assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"toy", "toy2"}
+    frames = [item.path for item in client.list_artifacts(tracker.run_id, "images") if item.path.endswith(".png")]
+    assert sorted(path.partition("+timestamp")[0] for path in frames) == ["images/film+step+0", "images/film+step+2"]
+    assert run.data.tags["mlflow.loggedImages"] == "True"
     # The folder is the artifact store itself: no second copy.
     names = {item.path for item in client.list_artifacts(tracker.run_id)}
     assert {"config.json", "environment.json", "norms.parquet", "summary.md", "metrics.jsonl"} <= names

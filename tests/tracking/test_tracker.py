@@ -47,6 +47,7 @@ def test_everything_is_in_the_folder(tmp_path):
         tracker.log_config({"seed": 1, "folder": tmp_path})
         tracker.log_table(table, "norms")
         tracker.log_figure(figure, "norms")
+        tracker.log_frame(figure, "film", 3)
         tracker.log_dataset(table, "toy", "synthetic", "abc", "train", "value")
         tracker.note("# done")
         with tracker.child("seed-1", {"x": "y"}) as child:
@@ -54,6 +55,7 @@ def test_everything_is_in_the_folder(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"folder": str(tmp_path), "seed": 1}
     pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "norms.parquet"), table)
     assert (tmp_path / "figures" / "norms.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures" / "film" / "003.png").read_bytes().startswith(b"\x89PNG")
     assert tracker.fetch("children/seed-1/metrics.jsonl").exists()
     assert json.loads((tmp_path / "datasets.json").read_text())[0]["rows"] == 2
     assert not list(tmp_path.rglob("*.tmp"))
