@@ -153,7 +153,7 @@ def markdown(findings: Findings, figures: list[str], tables: list[str]) -> str:
         "",
         *difference_lines(findings.differences),
         f"From calibration texts to pruned weights: {findings.seconds:.0f} s ({config.calibration_examples} texts, "
-        f"{config.pruning_rounds} round(s)); KL on the calibration texts that choices were made by: {found.kl:.4f}.",
+        f"{config.pruning_rounds} round(s)); KL on the calibration texts that choices were made by: {found.kl:.3g}.",
         "",
         "### What stays",
         "",
@@ -161,7 +161,7 @@ def markdown(findings: Findings, figures: list[str], tables: list[str]) -> str:
     ]
     if found.tried:
         ranked = sorted(found.tried.items(), key=lambda item: item[1])
-        lines += ["", "Criteria by KL on calibration texts: " + ", ".join(f"{name} {kl:.4f}" for name, kl in ranked)]
+        lines += ["", "Criteria by KL on calibration texts: " + ", ".join(f"{name} {kl:.3g}" for name, kl in ranked)]
     lines += ["", "### Deployment", "", *deployment_lines(findings)]
     lines += [
         "",
@@ -221,7 +221,7 @@ def score_lines(scores: pd.DataFrame) -> list[str]:
         interval = f"{row[f'{score}_low']:.3f} – {row[f'{score}_high']:.3f}"
         lines.append(
             f"| {CONTROL_WORDS[row['model']]} | {stage} | {row[score]:.4f} | {interval} "
-            f"| {row['kl']:.4f} ({row['kl_low']:.4f} – {row['kl_high']:.4f}) | {row['agreement']:.1%} |"
+            f"| {row['kl']:.3g} ({row['kl_low']:.3g} – {row['kl_high']:.3g}) | {row['agreement']:.1%} |"
         )
     return lines
 

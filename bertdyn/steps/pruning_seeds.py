@@ -96,7 +96,7 @@ def report(config: PruneConfig, table: pd.DataFrame, differences: pd.DataFrame, 
         when = "before" if (model, stage) == ("dense", "surgery") else STAGES[stage]
         each = ", ".join(f"{value:.4f}" for value in rows[score])
         lines.append(
-            f"| {CONTROL_WORDS[model]} | {when} | {rows[score].mean():.4f} | {each} | {rows['kl'].mean():.4f} "
+            f"| {CONTROL_WORDS[model]} | {when} | {rows[score].mean():.4f} | {each} | {rows['kl'].mean():.3g} "
             f"| {rows['agreement'].mean():.1%} |"
         )
     lines += ["", f"{score.capitalize()} of the pruned model less that of (points, paired seeds, 95 % interval):", ""]

@@ -1,6 +1,7 @@
 """The end of a sweep over freeze schedules: the winner and its controls, trained in full with the same seeds."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from bertdyn.sweeping.outcome import complete
 from bertdyn.sweeping.space import Space
 from bertdyn.sweeping.studies import noted
 from bertdyn.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 WORDS = {
     "winner": "the winner",
@@ -46,6 +49,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             "that freezes more"
         )
     winner = min(within, key=lambda trial: trial.values[0])
+    logger.info("the winner is trial %d: trained in full, beside training with nothing frozen", winner.number)
     scores, links = train_all(config, space, winner, tracker)
     tracker.log_table(scores.drop(columns="correct"), "winner_scores")
     differences = paired(scores, config.seed)

@@ -1,6 +1,7 @@
 """The end of a sweep over pruning thresholds: the winner, what stands beside it, and its training in full."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from bertdyn.sweeping.space import Space
 from bertdyn.sweeping.studies import noted
 from bertdyn.tracking.tracker import Tracker
 
+logger = logging.getLogger(__name__)
+
 NAMES = {
     "winner": "the winner",
     "uniform": "one threshold for all layers",
@@ -46,6 +49,7 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
     label, values = label_of(config), value_names(config)
     table, found = record_trials(study, values, config.score == "score", label, tracker)
     winner, why = choose(config, study)
+    logger.info("the winner is trial %d: compared with plans that take no trials, then done in full", winner.number)
     trials = PruningTrials(config, space, study.user_attrs.get(LATENCY))
     settings = trials.settings(space.gather(winner.params))
     references = compare(trials, settings)
@@ -231,10 +235,10 @@ def reference_lines(references: pd.DataFrame, cost: str) -> list[str]:
         paired = ""
         if name != "winner":
             low, high = test["kl_minus_winner_low"], test["kl_minus_winner_high"]
-            paired = f"{test['kl_minus_winner']:+.4f} ({low:+.4f} to {high:+.4f})"
+            paired = f"{test['kl_minus_winner']:+.3g} ({low:+.3g} to {high:+.3g})"
         lines.append(
-            f"| {words} | {test['cost']:.3f} | {validation['kl']:.4f} | {test['kl']:.4f} "
-            f"({test['kl_low']:.4f} – {test['kl_high']:.4f}) | {paired} | {test[score]:.4f} |"
+            f"| {words} | {test['cost']:.3f} | {validation['kl']:.3g} | {test['kl']:.3g} "
+            f"({test['kl_low']:.3g} – {test['kl_high']:.3g}) | {paired} | {test[score]:.4f} |"
         )
     return [*lines, "", *(_verdict(references, name) for name in ("uniform", "divided")), ""]
 

@@ -131,7 +131,7 @@ def require_source(run_id: str, stages: Sequence[str], *, flag: str = "source_ru
     if not stage:
         raise InputError(f"--{flag}: run {run_id} was not made by bertdyn: it has no tag bertdyn.stage")
     if stage not in stages:
-        raise InputError(f"--{flag}: run {run_id} is a {stage} run; give a {' or '.join(stages)} run")
+        raise InputError(f"--{flag}: run {run_id} is of stage {stage}; accepted are runs of {' or '.join(stages)}")
     how = "start it anew" if stage in NOT_RESUMED else f"finish it with --resume_run_id {run_id}"
     if run.info.status in ("RUNNING", "SCHEDULED"):
         raise InputError(f"--{flag}: run {run_id} is still going (or was killed: then {how})")

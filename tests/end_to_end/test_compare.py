@@ -222,9 +222,12 @@ ONE = ("--source_run_id", "{one}")
 BEFORE_A_RUN = {
     "a fine-tune run": (
         ["--source_run_id", "{tuned}"],
-        "--source_run_id: run {tuned} is a fine-tune run; give a extract",
+        "--source_run_id: run {tuned} is of stage fine-tune; accepted are runs of extract",
     ),
-    "one of several": (["--run_ids", "{one},{tuned}"], "--run_ids: run {tuned} is a fine-tune run; give a extract run"),
+    "one of several": (
+        ["--run_ids", "{one},{tuned}"],
+        "--run_ids: run {tuned} is of stage fine-tune; accepted are runs of extract",
+    ),
     "unknown run": (["--source_run_id", "1234"], "1234"),
     "run that is still going": (["--source_run_id", "{running}"], "run {running} is still going"),
     "no source": ([], "give --source_run_id <extract run> or --run_ids <run>,<run>, one of the two"),

@@ -356,7 +356,10 @@ def test_killed_and_resumed_is_uninterrupted(source, whole, log):
 
 BEFORE_A_RUN = {
     "unknown run": (["--source_run_id", "1234"], "1234"),
-    "run of another stage": (["--source_run_id", "{extracted}"], "extract run; give a fine-tune or prune run"),
+    "run of another stage": (
+        ["--source_run_id", "{extracted}"],
+        "is of stage extract; accepted are runs of fine-tune or prune",
+    ),
     "run that is still going": (["--source_run_id", "{running}"], "run {running} is still going"),
     "runs over several seeds": (
         ["--source_run_id", "{parent}"],

@@ -171,7 +171,7 @@ def test_bad_input(source, probed, command):
     before = len(source.workplace.runs())
     for argv, message in (
         ((), "give --source_run_id <extract run>"),
-        (("--source_run_id", tuned), f"run {tuned} is a fine-tune run; give a extract run"),
+        (("--source_run_id", tuned), f"run {tuned} is of stage fine-tune; accepted are runs of extract"),
         (("--source_run_id", "0" * 32), "0" * 32),
         (("--source_run_id", extracted, "--states", "best,epoch_009"), "has no state 'best'"),
         (("--source_run_id", extracted, "--probes", "svm"), "--probes 'svm': accepted are logistic"),
@@ -187,7 +187,7 @@ def test_bad_input(source, probed, command):
         (("--targets", "span"), "--targets 'span': run"),
         (("--part", "train"), "--part 'train': these texts trained or selected"),
         (("--layers", "9"), "--layers '9'"),
-        (("--compare_run_id", extracted), "is a extract run; give a compare run"),
+        (("--compare_run_id", extracted), "is of stage extract; accepted are runs of compare"),
         (("--max_examples", "12", "--num_folds", "12"), "fewer folds"),
     ):
         status, err = command(source.workplace, "--source_run_id", extracted, *argv)

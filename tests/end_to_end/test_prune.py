@@ -173,7 +173,10 @@ def test_seeds_are_child_runs_with_paired_differences(source):
 BAD = {
     "no source": ((), "give --source_run_id <fine-tune run> or --model_name_or_path <model>, one of the two"),
     "no such run": (("--source_run_id", "0" * 32), "0" * 32),
-    "another stage": (("--source_run_id", "{extracted}"), "is a extract run; give a fine-tune or prune run"),
+    "another stage": (
+        ("--source_run_id", "{extracted}"),
+        "is of stage extract; accepted are runs of fine-tune or prune",
+    ),
     "no such state": (("{source}", "--state", "epoch_009"), "has no state 'epoch_009'"),
     "no such reference": (
         ("{source}", "--criterion", "state_change", "--reference_state", "epoch_009"),

@@ -336,8 +336,8 @@ def test_bad_input(source, studied, command):
     before = len(source.workplace.runs())
     for argv, message in (
         ((), "give --source_run_id <extract run>"),
-        (("--source_run_id", tuned), f"run {tuned} is a fine-tune run; give a extract run"),
-        (("--source_run_id", studied[0].info.run_id), "is a sae run; give a extract run"),
+        (("--source_run_id", tuned), f"run {tuned} is of stage fine-tune; accepted are runs of extract"),
+        (("--source_run_id", studied[0].info.run_id), "is of stage sae; accepted are runs of extract"),
         (("--source_run_id", "0" * 32), "0" * 32),
         (("--source_run_id", extracted, "--states", "best,epoch_009"), "has no state 'epoch_009'"),
         (("--source_run_id", extracted, "--rows", "tokens"), "--rows 'tokens': accepted are content, first, mean"),

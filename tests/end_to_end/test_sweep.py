@@ -466,4 +466,4 @@ def test_a_sweep_is_no_source_and_an_extract_run_none_for_it(tuned, run_here):
     [extracted] = workplace.runs(filter_string="tags.bertdyn.stage = 'extract'")
     status, err = run_here(workplace, prune_thresholds, "--source_run_id", extracted.info.run_id)
     assert status == 2
-    assert "is a extract run; give a fine-tune or prune run" in err
+    assert "is of stage extract; accepted are runs of fine-tune or prune" in err

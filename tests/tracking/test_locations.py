@@ -115,7 +115,9 @@ def test_sources_are_checked(client):
             with parent.child(f"seed-{seed}") as child:
                 children.append(child.run_id)
     locations.require_source(children[0], ("fine-tune",))
-    with pytest.raises(InputError, match="^--source_run_id: run .* is a fine-tune run; give a extract or sae run"):
+    with pytest.raises(
+        InputError, match="^--source_run_id: run .* is of stage fine-tune; accepted are runs of extract or sae$"
+    ):
         locations.require_source(children[0], ("extract", "sae"))
     with pytest.raises(InputError, match=f"one of its children: {children[0]} .seed-0., {children[1]} .seed-1."):
         locations.require_source(parent.run_id, ("fine-tune",))
