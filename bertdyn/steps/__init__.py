@@ -50,8 +50,47 @@ And the model is pruned, by a budget of its encoder's FLOPs:
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # for editors and type checkers; `__getattr__` does it when the program runs
+    from bertdyn.steps.comparison import compare
+    from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
+    from bertdyn.steps.dictionaries import sae
+    from bertdyn.steps.extraction import extract
+    from bertdyn.steps.fine_tuning import fine_tune
+    from bertdyn.steps.pipeline_config import PipelineConfig
+    from bertdyn.steps.pipelines import pipeline
+    from bertdyn.steps.probing import probe
+    from bertdyn.steps.pruning import prune
+    from bertdyn.steps.pruning_seeds import prune_seeds
+    from bertdyn.steps.seeds import fine_tune_seeds
+    from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
+    from bertdyn.steps.sweeps import sweep_freezing, sweep_pruning
+    from bertdyn.tracking.tracker import Tracker
+
+__all__ = [
+    "FineTuneConfig",
+    "ExtractConfig",
+    "CompareConfig",
+    "ProbeConfig",
+    "SaeConfig",
+    "PruneConfig",
+    "SweepPruningConfig",
+    "SweepFreezingConfig",
+    "PipelineConfig",
+    "fine_tune",
+    "fine_tune_seeds",
+    "extract",
+    "compare",
+    "probe",
+    "sae",
+    "prune",
+    "prune_seeds",
+    "sweep_pruning",
+    "sweep_freezing",
+    "pipeline",
+    "Tracker",
+]
 _WHERE = {
     "FineTuneConfig": "config",
     "ExtractConfig": "config",
@@ -76,7 +115,6 @@ _WHERE = {
     "Tracker": "bertdyn.tracking.tracker",
 }
 """Name → its module."""
-__all__ = list(_WHERE)
 
 
 def __dir__() -> list[str]:

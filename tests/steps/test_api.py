@@ -28,8 +28,9 @@ def test_every_command_is_a_documented_function(name):
     assert parameters[0].annotation in [getattr(steps, kind) for kind in steps.__all__ if kind.endswith("Config")]
 
 
-def test_what_is_not_there_is_said_so():
+def test_every_name_is_there_and_what_is_not_is_said():
     assert set(COMMANDS) <= set(dir(steps))
+    assert all(hasattr(steps, name) for name in steps.__all__)
     with pytest.raises(AttributeError, match=r"module 'bertdyn.steps' has no attribute 'finetune'"):
         steps.finetune  # noqa: B018
     with pytest.raises(ImportError):
