@@ -57,8 +57,9 @@ from transformers import get_constant_schedule
 from bertdyn.data.batching import Batch, EpochShuffle
 from bertdyn.probing.spans import SpanProbes, fit_span_probes, predict_spans, span_losses
 from bertdyn.probing.window_rows import StoredWindows, WindowRows, mean_and_scale, stored_windows
-from bertdyn.steps.config import ProbeConfig, numbers
 from bertdyn.steps.extract_runs import ExtractRun, load_run_texts, open_extract_run
+from bertdyn.steps.lists import numbers
+from bertdyn.steps.probe_config import ProbeConfig
 from bertdyn.tasks.question_answering import Answers, QuestionAnswering
 from bertdyn.training.loop import train
 

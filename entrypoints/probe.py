@@ -4,7 +4,7 @@ mlflow run . -e probe --env-manager local -P source_run_id=<extract run>
 python -m entrypoints.probe --source_run_id <extract run> --targets label,flesch_kincaid
 """
 
-from bertdyn.steps.config import ProbeConfig
+from bertdyn.steps.probe_config import ProbeConfig
 from entrypoints.command import open_tracker, parse, run
 from entrypoints.fine_tune import see_it
 

@@ -4,7 +4,7 @@ mlflow run . -e prune --env-manager local -P source_run_id=<fine-tune run>
 python -m entrypoints.prune --source_run_id <fine-tune run> --budget 0.6 --criterion auto
 """
 
-from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.prune_config import PruneConfig
 from entrypoints.command import open_tracker, parse, run
 from entrypoints.fine_tune import see_it
 

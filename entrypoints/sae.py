@@ -4,7 +4,7 @@ mlflow run . -e sae --env-manager local -P source_run_id=<extract run>
 python -m entrypoints.sae --source_run_id <extract run> --layers 2,4,6 --k 32 --frontier 8,16,64 --seeds 0,1,2
 """
 
-from bertdyn.steps.config import SaeConfig
+from bertdyn.steps.sae_config import SaeConfig
 from entrypoints.command import open_tracker, parse, run
 from entrypoints.fine_tune import see_it
 

@@ -54,15 +54,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; `__getattr__` does it when the program runs
     from bertdyn.steps.comparison import compare
-    from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
+    from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig
     from bertdyn.steps.dictionaries import sae
     from bertdyn.steps.extraction import extract
     from bertdyn.steps.fine_tuning import fine_tune
     from bertdyn.steps.pipeline_config import PipelineConfig
     from bertdyn.steps.pipelines import pipeline
+    from bertdyn.steps.probe_config import ProbeConfig
     from bertdyn.steps.probing import probe
+    from bertdyn.steps.prune_config import PruneConfig
     from bertdyn.steps.pruning import prune
     from bertdyn.steps.pruning_seeds import prune_seeds
+    from bertdyn.steps.sae_config import SaeConfig
     from bertdyn.steps.seeds import fine_tune_seeds
     from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
     from bertdyn.steps.sweeps import sweep_freezing, sweep_pruning
@@ -95,9 +98,9 @@ _WHERE = {
     "FineTuneConfig": "config",
     "ExtractConfig": "config",
     "CompareConfig": "config",
-    "ProbeConfig": "config",
-    "SaeConfig": "config",
-    "PruneConfig": "config",
+    "ProbeConfig": "probe_config",
+    "SaeConfig": "sae_config",
+    "PruneConfig": "prune_config",
     "SweepPruningConfig": "sweep_config",
     "SweepFreezingConfig": "sweep_config",
     "PipelineConfig": "pipeline_config",

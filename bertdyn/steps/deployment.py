@@ -18,7 +18,7 @@ from bertdyn.pruning.export import check_onnx, export_onnx
 from bertdyn.pruning.fresh_process import in_fresh_process
 from bertdyn.pruning.latency import onnx_latency, random_batches, torch_latency
 from bertdyn.pruning.shape import shape_of
-from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.prune_source import load_state
 from bertdyn.tracking.tracker import Tracker
 

@@ -22,7 +22,6 @@ from bertdyn.sae.export import save_dictionary
 from bertdyn.sae.fates import MIN_SEEDS
 from bertdyn.sae.naming import Name
 from bertdyn.sae.rows import standardisation_of
-from bertdyn.steps.config import SaeConfig, choices
 from bertdyn.steps.extract_runs import (
     ExtractRun,
     chosen_layers,
@@ -30,8 +29,10 @@ from bertdyn.steps.extract_runs import (
     load_run_texts,
     open_extract_run,
 )
+from bertdyn.steps.lists import choices
 from bertdyn.steps.preparation import make_accelerator
 from bertdyn.steps.random_twin import RANDOM_INIT, random_twin
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sae_latents import latent_tables
 from bertdyn.steps.sae_measures import NUM_FOLDS, Baselines, error_table, fidelity_table, sparse_probe_table
 from bertdyn.steps.sae_pages import write_pages

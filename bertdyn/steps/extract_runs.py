@@ -14,8 +14,11 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.files import cache_folder
 from bertdyn.models.loading import load_tokenizer
 from bertdyn.steps import sources
-from bertdyn.steps.config import CompareConfig, ExtractConfig, ProbeConfig, SaeConfig, choices, layer_numbers
+from bertdyn.steps.config import CompareConfig, ExtractConfig
 from bertdyn.steps.extraction import STORE
+from bertdyn.steps.lists import choices, layer_numbers
+from bertdyn.steps.probe_config import ProbeConfig
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sources import extract_config, find_states, label_of, load_source_data
 from bertdyn.tracking.locations import require_source, resolve_model, run_folder
 

@@ -36,7 +36,8 @@ from bertdyn.models.loading import (
     load_tokenizer,
 )
 from bertdyn.models.unpadded import can_run_unpadded, run_unpadded
-from bertdyn.steps.config import ExtractConfig, choices, layer_numbers
+from bertdyn.steps.config import ExtractConfig
+from bertdyn.steps.lists import choices, layer_numbers
 from bertdyn.steps.preparation import class_names, make_accelerator
 from bertdyn.steps.sources import State, find_states, load_source_data, with_source_data
 from bertdyn.tracking.locations import resolve_model

@@ -19,9 +19,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from bertdyn.errors import InputError
-from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
+from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig
 from bertdyn.steps.options import OptionParser
 from bertdyn.steps.pipeline_config import PipelineConfig
+from bertdyn.steps.probe_config import ProbeConfig
+from bertdyn.steps.prune_config import PruneConfig
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sources import MODEL_STAGES
 from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
 

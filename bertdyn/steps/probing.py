@@ -26,10 +26,11 @@ from bertdyn.probing.cross_validation import make_folds
 from bertdyn.probing.linear import save_probes
 from bertdyn.probing.targets import Target, make_targets
 from bertdyn.probing.text_baselines import majority_scores, tfidf_predictions
-from bertdyn.steps.config import PROBES, ProbeConfig, choices, numbers
 from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, in_training_order, load_run_texts, open_extract_run
+from bertdyn.steps.lists import choices, numbers
 from bertdyn.steps.preparation import make_accelerator
 from bertdyn.steps.probe_cells import Cell, Sample, Source, Task, fits_target, judge, sample_of
+from bertdyn.steps.probe_config import PROBES, ProbeConfig
 from bertdyn.steps.probe_report import file_name, write_report
 from bertdyn.steps.probe_tables import association_table, paired_tests, probe_table, scores_of_texts, stages_of
 from bertdyn.steps.probe_words import Probed

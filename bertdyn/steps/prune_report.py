@@ -7,8 +7,8 @@ import pandas as pd
 from bertdyn.plots.pruning import architecture, head_scores, latency_figure, neuron_scores, scores_figure
 from bertdyn.pruning.plan import Plan
 from bertdyn.pruning.search import Found
-from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.deployment import Deployment
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.tracking.tracker import Tracker
 
 CONTROL_WORDS = {

@@ -11,8 +11,8 @@ from bertdyn.data.batching import make_batches
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.models.unpadded import is_unpadded
 from bertdyn.pruning.agreement import Referee
-from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.preparation import Texts, make_accelerator
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.tasks.classification import Predictions, accuracy_interval
 from bertdyn.tasks.question_answering import QuestionAnswering, cluster_interval
 from bertdyn.tasks.task import Task

@@ -20,8 +20,8 @@ from bertdyn.models.unpadded import can_run_unpadded, run_unpadded
 from bertdyn.pruning.agreement import Referee
 from bertdyn.pruning.calibration import calibration_rows
 from bertdyn.pruning.search import Calibration
-from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.preparation import Texts, class_names, make_accelerator, make_task
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.sources import State, find_states, label_of, load_source_data
 from bertdyn.tasks.task import Task
 from bertdyn.tracking.locations import resolve_model

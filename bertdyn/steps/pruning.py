@@ -22,10 +22,10 @@ from bertdyn.pruning.scores import Evidence, unit_scores
 from bertdyn.pruning.search import Calibration, Found, apply, look, search
 from bertdyn.pruning.shape import shape_of
 from bertdyn.pruning.targets import plan_maker
-from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.deployment import deploy
 from bertdyn.steps.fine_tuning import PIPELINES
 from bertdyn.steps.preparation import record_inputs, without_padding
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.prune_report import CONTROL_WORDS, Findings, scalars, write_report
 from bertdyn.steps.prune_scores import Judge
 from bertdyn.steps.prune_source import Source, calibrate, load_dense, load_state, open_source

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from bertdyn.steps.config import PruneConfig, several_seeds
+from bertdyn.steps.lists import several_seeds
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.prune_report import CONTROL_WORDS, STAGES, score_name
 from bertdyn.steps.pruning import PruneResult, prune
 from bertdyn.steps.seeds import t_interval

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
-from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.preparation import Texts, batches_of, make_accelerator
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.tasks.distillation import Distillation
 from bertdyn.tasks.task import Task
 from bertdyn.tracking.tracker import Tracker

@@ -7,7 +7,8 @@ from typing import TypeVar
 from accelerate import Accelerator
 
 from bertdyn.errors import InputError
-from bertdyn.steps.config import ExtractConfig, FineTuneConfig, SaeConfig
+from bertdyn.steps.config import ExtractConfig, FineTuneConfig
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.tracking.locations import check_unfinished, load_run_config
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.checkpoints import (

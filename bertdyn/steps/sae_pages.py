@@ -18,9 +18,10 @@ from bertdyn.plots.feature_page import feature_page
 from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.examples import text_tokens
 from bertdyn.sae.naming import Name
-from bertdyn.steps.config import SaeConfig, choices
 from bertdyn.steps.extract_runs import ExtractRun, RunTexts
 from bertdyn.steps.extraction import load_state
+from bertdyn.steps.lists import choices
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sae_latents import codes_of
 from bertdyn.steps.sae_page_pairs import chosen, measured, pairs_of, right_seeds
 from bertdyn.steps.sae_page_sides import NUM_BINS, OneSide, Other, Reader, neighbours, shown_latents, side_of

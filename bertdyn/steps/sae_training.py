@@ -23,8 +23,9 @@ from bertdyn.sae.dictionary import Dictionary
 from bertdyn.sae.naming import CONTROL, Name
 from bertdyn.sae.rows import Standardisation, TrainingRows, standardisation_of
 from bertdyn.sae.training import Recipe, exported, make_dictionaries, train_dictionaries
-from bertdyn.steps.config import SaeConfig, choices
+from bertdyn.steps.lists import choices
 from bertdyn.steps.random_twin import RANDOM_INIT
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sae_rows import PartRows, part_rows
 from bertdyn.tracking.tracker import Tracker
 from bertdyn.training.loop import AtEpochEnd, Progress

@@ -7,7 +7,9 @@ from bertdyn.data.config import PARTS, DataConfig
 from bertdyn.data.loading import load_data
 from bertdyn.data.text_data import TextData
 from bertdyn.errors import InputError
-from bertdyn.steps.config import ExtractConfig, FineTuneConfig, PruneConfig, choices
+from bertdyn.steps.config import ExtractConfig, FineTuneConfig
+from bertdyn.steps.lists import choices
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.tracking.locations import CHECKPOINTS, load_run_config, load_run_json, require_source, run_folder
 
 MODEL_STAGES = ("fine-tune", "prune")

@@ -18,9 +18,10 @@ from bertdyn.errors import InputError
 from bertdyn.features.store import FeatureStore
 from bertdyn.probing.spans import fit_span_probes, predict_spans
 from bertdyn.probing.window_rows import StoredWindows, WindowRows, stored_windows
-from bertdyn.steps.config import ProbeConfig, numbers
 from bertdyn.steps.extract_runs import ExtractRun, chosen_layers, load_run_texts
+from bertdyn.steps.lists import numbers
 from bertdyn.steps.preparation import make_accelerator
+from bertdyn.steps.probe_config import ProbeConfig
 from bertdyn.steps.random_twin import RANDOM_INIT, random_twin
 from bertdyn.steps.span_probe_report import StateProbes, probe_table, write_report
 from bertdyn.tasks.question_answering import Answers, QuestionAnswering

@@ -10,8 +10,9 @@ import pandas as pd
 from bertdyn.files import replacing, write_json
 from bertdyn.plots.span_probes import convergence_curves, span_heatmaps, span_scores_by_layer, threshold_curves_by_layer
 from bertdyn.probing.spans import FittedSpans, save_directions
-from bertdyn.steps.config import ProbeConfig, numbers
 from bertdyn.steps.extract_runs import ExtractRun
+from bertdyn.steps.lists import numbers
+from bertdyn.steps.probe_config import ProbeConfig
 from bertdyn.steps.random_twin import RANDOM_INIT
 from bertdyn.tasks.question_answering import Answers, cluster_interval, official_predictions
 from bertdyn.tracking.tracker import Tracker

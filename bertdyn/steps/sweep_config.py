@@ -12,7 +12,9 @@ from transformers.hf_argparser import HfArg
 
 from bertdyn.errors import InputError
 from bertdyn.pruning.config import DEFAULT_BUDGET
-from bertdyn.steps.config import FineTuneConfig, PruneConfig, choices
+from bertdyn.steps.config import FineTuneConfig
+from bertdyn.steps.lists import choices
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.sweeping.config import SweepConfig, seeds_of
 
 OBJECTIVES = {"prune": ("pareto", "constrained"), "freeze": ("loss", "constrained")}

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from bertdyn.errors import InputError
 from bertdyn.geometry.intervals import bootstrap_ratio
 from bertdyn.plots.sweeps import pareto
-from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.prune_report import difference_lines
 from bertdyn.steps.pruning import prune
 from bertdyn.steps.pruning_seeds import paired_differences

@@ -28,8 +28,8 @@ from bertdyn.pruning.scores import comparable
 from bertdyn.pruning.search import Looked, apply, cut, look
 from bertdyn.pruning.shape import shape_of
 from bertdyn.pruning.targets import plan_maker
-from bertdyn.steps.config import PruneConfig
 from bertdyn.steps.preparation import Texts, make_accelerator, without_padding
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.prune_source import calibrate, load_dense, open_source
 from bertdyn.steps.recovery import Recovery, recover
 from bertdyn.steps.sources import with_source_data, within_source_limits

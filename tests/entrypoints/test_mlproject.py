@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig, ProbeConfig, PruneConfig, SaeConfig
+from bertdyn.steps.config import CompareConfig, ExtractConfig, FineTuneConfig
 from bertdyn.steps.pipeline_config import PipelineConfig
+from bertdyn.steps.probe_config import ProbeConfig
+from bertdyn.steps.prune_config import PruneConfig
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sweep_config import SweepFreezingConfig, SweepPruningConfig
 from explorer.config import ExploreConfig
 

@@ -4,7 +4,7 @@ import pytest
 
 from bertdyn.errors import InputError
 from bertdyn.pruning.config import BUDGETS, COMPENSATIONS, CONTROLS, CRITERIA, THRESHOLD_KINDS, PruningConfig
-from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.prune_config import PruneConfig
 
 # field, value, what the message says is accepted
 NUMBERS = [

@@ -18,9 +18,10 @@ from bertdyn.sae.export import load_dictionary, load_metadata
 from bertdyn.sae.metrics import basis_of, measure
 from bertdyn.steps import dictionaries as step
 from bertdyn.steps import sae_pages, sae_report, sae_training
-from bertdyn.steps.config import ExtractConfig, SaeConfig
+from bertdyn.steps.config import ExtractConfig
 from bertdyn.steps.dictionaries import SaeResult, sae
 from bertdyn.steps.extract_runs import ExtractRun
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.tracking.tracker import Tracker
 from tests.features.test_aligned import write_store
 

@@ -13,9 +13,10 @@ from sklearn.preprocessing import StandardScaler
 from bertdyn.errors import InputError
 from bertdyn.probing.paired import paired_difference
 from bertdyn.steps import probing as step
-from bertdyn.steps.config import ExtractConfig, ProbeConfig
+from bertdyn.steps.config import ExtractConfig
 from bertdyn.steps.extract_runs import ExtractRun
 from bertdyn.steps.probe_cells import Source
+from bertdyn.steps.probe_config import ProbeConfig
 from bertdyn.steps.probing import ProbeResult, probe
 from bertdyn.tracking.tracker import Tracker
 from tests.features.test_aligned import num_tokens, write_store

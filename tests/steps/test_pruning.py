@@ -12,7 +12,7 @@ from bertdyn.errors import InputError
 from bertdyn.models.loading import load_model
 from bertdyn.pruning.plan import load_plan
 from bertdyn.pruning.shape import shape_of
-from bertdyn.steps.config import PruneConfig
+from bertdyn.steps.prune_config import PruneConfig
 from bertdyn.steps.pruning import PruneResult, prune
 from bertdyn.tracking.tracker import Tracker
 from tests.families import FAMILIES

@@ -14,8 +14,9 @@ from bertdyn.sae.fates import MIN_ROWS
 from bertdyn.sae.latents import activation_change
 from bertdyn.sae.naming import Name
 from bertdyn.steps import sae_page_sides, sae_pages
-from bertdyn.steps.config import ExtractConfig, SaeConfig
+from bertdyn.steps.config import ExtractConfig
 from bertdyn.steps.extract_runs import ExtractRun
+from bertdyn.steps.sae_config import SaeConfig
 from bertdyn.steps.sae_latents import latent_tables
 from bertdyn.steps.sae_page_pairs import chosen, measured, pairs_of, right_seeds
 from bertdyn.steps.sae_page_sides import OneSide, Reader

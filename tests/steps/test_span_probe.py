@@ -15,9 +15,10 @@ from bertdyn.features.store import FeatureStore
 from bertdyn.features.writing import name_state
 from bertdyn.probing.spans import load_directions
 from bertdyn.probing.window_rows import WindowRows, stored_windows
-from bertdyn.steps.config import ExtractConfig, ProbeConfig
+from bertdyn.steps.config import ExtractConfig
 from bertdyn.steps.extract_runs import ExtractRun, load_run_texts
 from bertdyn.steps.extraction import extract
+from bertdyn.steps.probe_config import ProbeConfig
 from bertdyn.steps.span_probe import SpanProbeResult, probe_spans, probe_state
 from bertdyn.steps.span_probe_report import COLUMNS
 from bertdyn.tasks.squad_metric import squad_scores

@@ -9,10 +9,11 @@ import yaml
 
 from bertdyn.errors import InputError
 from bertdyn.steps.comparison import compare
-from bertdyn.steps.config import CompareConfig, ExtractConfig, ProbeConfig
+from bertdyn.steps.config import CompareConfig, ExtractConfig
 from bertdyn.steps.extraction import extract
 from bertdyn.steps.pipeline_config import PipelineConfig
 from bertdyn.steps.pipelines import pipeline
+from bertdyn.steps.probe_config import ProbeConfig
 from bertdyn.steps.probing import probe
 from bertdyn.tracking.tracker import Tracker
 
