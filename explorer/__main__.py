@@ -9,11 +9,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import altair  # noqa: F401
 from streamlit.web.cli import main as streamlit
 
-import bertdyn.geometry.pca
-import bertdyn.plots.training  # noqa: F401
+import bertdyn.geometry.pca  # noqa: F401
+import explorer.config
+import explorer.dynamics  # noqa: F401
 from bertdyn.errors import InputError
 from bertdyn.tracking.store import connect
 
