@@ -32,7 +32,7 @@ def launch(config: FineTuneConfig, given: set[str]) -> None:
         check_register_as(config.register_as)
     with open_tracker(
         "fine-tune",
-        run_name=config.run_name or f"fine-tune-{config.label()}",
+        run_name=config.run_name or config.label(),
         tags=config.tags(),
         resume_run_id=config.resume_run_id,
     ) as tracker:

@@ -29,7 +29,7 @@ class FineTuneConfig(DataConfig, ModelConfig, TrainingConfig):
         default=True, help="Store pooled features of the probe part after every epoch (first token and mean)."
     )
     store_attention: bool = HfArg(default=False, help="Store the first token's attention too, averaged over heads.")
-    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: fine-tune-<dataset>-<model>-s<seed>.")
+    run_name: Optional[str] = HfArg(default=None, help="Name of the run. Default: <dataset>-<model>-s<seed>.")
     register_as: Optional[str] = HfArg(
         default=None, help="Register the best model: '<name>' or '<name>@<alias>'; loads as models:/<name>@<alias>."
     )

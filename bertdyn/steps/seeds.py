@@ -30,7 +30,7 @@ def fine_tune_seeds(config: FineTuneConfig, tracker: Tracker) -> FineTuneResult:
     results, links = {}, {}
     for seed in config.seed_list():
         child_config = dataclasses.replace(config, seed=seed, seeds=None, run_name=None)
-        with tracker.child(f"fine-tune-{child_config.label()}", child_config.tags()) as child:
+        with tracker.child(child_config.label(), child_config.tags()) as child:
             # Only the main process has a run that can be gone on with: all do as it does.
             there = [child.run_id if child.resumed else None, earlier_result(child)]
             again, earlier = broadcast_object_list(there)

@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
 def test_the_run_in_mlflow(finished):
     workplace, run, out = finished
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "fine-tune-synthetic-minilm-scratch-s0"
+    assert run.info.run_name == "synthetic-minilm-scratch-s0"
     assert run.info.run_id in out
     tags = run.data.tags
     assert tags["bertdyn.stage"] == "fine-tune"
@@ -165,11 +165,11 @@ def test_seeds_are_children_with_a_mean(workplace):
     workplace.run(*TINY, "--num_train_epochs", "1", "--seeds", "3,5")
     runs = {run.info.run_name: run for run in workplace.runs()}
     assert set(runs) == {
-        "fine-tune-synthetic-minilm-scratch-2-seeds",
-        "fine-tune-synthetic-minilm-scratch-s3",
-        "fine-tune-synthetic-minilm-scratch-s5",
+        "synthetic-minilm-scratch-2-seeds",
+        "synthetic-minilm-scratch-s3",
+        "synthetic-minilm-scratch-s5",
     }
-    parent = runs.pop("fine-tune-synthetic-minilm-scratch-2-seeds")
+    parent = runs.pop("synthetic-minilm-scratch-2-seeds")
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     accuracies = [run.data.metrics["test/accuracy"] for run in runs.values()]
     assert parent.data.metrics["test/accuracy"] == pytest.approx(np.mean(accuracies))

@@ -68,7 +68,7 @@ def compare(run, squad) -> None:
 def test_the_run_in_mlflow(finished):
     workplace, run, out = finished
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "fine-tune-squad_v2-minilm-scratch-s0"
+    assert run.info.run_name == "squad_v2-minilm-scratch-s0"
     assert run.info.run_id in out
     params = run.data.params
     assert (params["dataset"], params["max_length"], params["doc_stride"]) == ("squad_v2", "64", "16")
