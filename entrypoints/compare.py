@@ -30,7 +30,7 @@ def launch(config: CompareConfig) -> None:
     with open_tracker("compare", run_name=run_name, tags=tags_of(runs)) as tracker:
         result = compare(config, tracker, runs)
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
-    if len(runs) == 1:
+    if len(runs) == 1 and config.part == CompareConfig.part and runs[0].config.task == "classification":
         sources = f"-P source_run_id={runs[0].run_id} -P compare_run_id={tracker.run_id}"
         print(f"go on    mlflow run . -e probe --env-manager local {sources}")
 

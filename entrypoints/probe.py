@@ -30,7 +30,8 @@ def launch(config: ProbeConfig) -> None:
     with open_tracker("probe", run_name=run_name, tags=tags_of(runs)) as tracker:
         result = probe(config, tracker, runs[0])
     print(f"\n{result.summary}\nrun id   {tracker.run_id}\nresults  {tracker.folder}\n{see_it(tracker.uri)}")
-    print(f"go on    mlflow run . -e sae --env-manager local -P source_run_id={config.source_run_id}")
+    if "train" in runs[0].config.parts.split(",") and "tokens" in runs[0].store.manifest.arrays:
+        print(f"go on    mlflow run . -e sae --env-manager local -P source_run_id={config.source_run_id}")
 
 
 if __name__ == "__main__":

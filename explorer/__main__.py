@@ -2,7 +2,7 @@
 
     BERTDYN_RUN_ID=<run id> python -m explorer [options of `streamlit run`]
 
-Streamlit alone would do that while the first visitor waits: four seconds instead of one.
+Streamlit alone would do that while the first visitor waits.
 """
 
 import sys

@@ -15,6 +15,8 @@ MAX_CELLS_ACROSS = 8
 MAX_POINTS = 500
 MAX_PANELS_ACROSS = 4
 """Layers side by side in the picture of one state."""
+LEGEND_ACROSS = 5
+"""Classes side by side in a legend."""
 
 
 def pca_grid(
@@ -51,15 +53,17 @@ def pca_of_state(
     layers = sorted(bases)
     down = math.ceil(len(layers) / MAX_PANELS_ACROSS)
     across = math.ceil(len(layers) / down)
-    figure = new_figure(0.6 + 2.3 * across, 1.2 + 2.2 * down, title)
+    legend = 0.2 * math.ceil(len(label_names) / LEGEND_ACROSS)
+    figure = new_figure(max(5.0, 0.6 + 2.3 * across), 1.0 + legend + 2.2 * down, title)
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for layer, axes in zip(layers, grid, strict=False):
         everything = np.concatenate(bases[layer].projections)
-        margin = 0.05 * np.ptp(everything, axis=0)
+        margin = 0.05 * np.ptp(everything, axis=0) + 1e-9
         low, high = everything.min(axis=0) - margin, everything.max(axis=0) + margin
         _draw_classes(axes, bases[layer].projections[number], labels, label_names)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-        axes.set_title(f"layer {layer} ({bases[layer].explained[number].sum():.0%} of variance)", fontsize=9)
+        share = bases[layer].explained[number].sum()
+        axes.set_title(f"layer {layer}" + (f" ({share:.0%} of variance)" if share >= 0 else ""), fontsize=9)
     for axes in grid[len(layers) :]:
         axes.set_axis_off()
     _legend_of_classes(figure, grid[0])
@@ -116,7 +120,7 @@ def _draw_classes(axes: Axes, places: np.ndarray, labels: np.ndarray, label_name
 def _legend_of_classes(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     legend = figure.legend(
-        handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8, frameon=False
+        handles, names, loc="outside lower center", ncols=min(LEGEND_ACROSS, len(names)), fontsize=8, frameon=False
     )
     for handle in legend.legend_handles:
         handle.set_sizes([24])  # type: ignore[union-attr]

@@ -75,12 +75,13 @@ def dynamics_heatmaps(groups: pd.DataFrame, title: str) -> Figure:
         stride = -(-len(epochs) // 10)
         axes.set_xticks(range(0, len(epochs), stride), epochs[::stride])
         axes.set_xlabel("epoch")
-        bar = figure.colorbar(image, ax=axes, format="%.2g")
+        bar = figure.colorbar(image, ax=axes, format="%.3g")
         if isinstance(norm, SymLogNorm):
             steps = norm.vmax * np.array([1, 0.1, 0.01])
             bar.set_ticks([*-steps, 0, *steps[::-1]])
         elif isinstance(norm, LogNorm):  # its own ticks are whole powers of ten, of which there may be none
-            bar.set_ticks(np.geomspace(norm.vmin or 1, norm.vmax or 1, 4).tolist())
+            low, high = norm.vmin or 1, norm.vmax or 1
+            bar.set_ticks(np.geomspace(low, high, 4).tolist() if high > 1.2 * low else [low, high])
             bar.minorticks_off()
     return figure
 

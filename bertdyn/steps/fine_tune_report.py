@@ -45,7 +45,7 @@ def write_report(found: Findings, tracker: Tracker) -> tuple[Outcome, str]:
         features = f"First-token features of the probe part, one PCA basis a layer: {title}"
         figures["features_pca"] = pca_grid(bases, found.store.states, labels, names, features)
         for number in spread(range(len(found.store.states)), MAX_FRAMES):
-            frame = f"First-token features, {state_name(found.store.states[number])}: {title}"
+            frame = f"First-token features: {title}\n{state_name(found.store.states[number])}"
             tracker.log_frame(pca_of_state(bases, number, labels, names, frame), "features_pca_by_epoch", number)
     for name, figure in figures.items():
         tracker.log_figure(figure, name)
@@ -68,6 +68,7 @@ def markdown(found: Findings, outcome: Outcome, figures: list[str]) -> str:
     start = "from scratch" if config.from_scratch else "pretrained"
     metric = found.task.selection_metric.removeprefix("eval/")
     tables = ["scores", "history", "dynamics", *outcome.tables]
+    films = ["features_pca_by_epoch/"] if found.store else []
     lines = [
         f"## Fine-tuning `{config.model_name_or_path}` ({start}) on `{data.name}`, seed {config.seed}",
         "",
@@ -83,7 +84,8 @@ def markdown(found: Findings, outcome: Outcome, figures: list[str]) -> str:
         "",
         "### Figures (artifacts, `figures/`)",
         "",
-        f"{', '.join(f'`{name}`' for name in figures)}. Tables: {', '.join(f'`{name}`' for name in tables)} (parquet).",
+        f"{', '.join(f'`{name}`' for name in [*figures, *films])}. "
+        f"Tables: {', '.join(f'`{name}`' for name in tables)} (parquet).",
     ]
     return "\n".join(lines)
 

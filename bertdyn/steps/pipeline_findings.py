@@ -42,11 +42,11 @@ def _table(run_id: str, name: str) -> pd.DataFrame:
     return pd.read_parquet(run_folder(run_id, f"{name}.parquet"))
 
 
-def _value(row: pd.Series, name: str = "value", low: str = "low", high: str = "high") -> str:
+def _value(row: pd.Series, name: str = "value", low: str = "low", high: str = "high", form: str = ".3f") -> str:
     """`0.994 (0.983 – 0.998)`"""
     if pd.isna(row.get(low)):
-        return f"{row[name]:.3f}"
-    return f"{row[name]:.3f} ({row[low]:.3f} – {row[high]:.3f})"
+        return f"{row[name]:{form}}"
+    return f"{row[name]:{form}} ({row[low]:{form}} – {row[high]:{form}})"
 
 
 def _fine_tune(run_id: str) -> Iterator[Finding]:
@@ -73,18 +73,20 @@ def _compare(run_id: str) -> Iterator[Finding]:
     table = _table(run_id, "similarity")
     table = table[table["kind"] == "states"]
     kind = main_rows(table)
-    for run, of_run in table[table["rows"] == kind].groupby("run", sort=False):
+    runs = table[table["rows"] == kind].groupby("run", sort=False)
+    for run, of_run in runs:
         last = of_run.iloc[-1]
         pair = of_run[(of_run["state_a"] == last["state_a"]) & (of_run["state_b"] == last["state_b"])]
         rows = pair.set_index("measure")
         cka = rows.loc[["cka"]]
         low, high = cka.iloc[cka["value"].argmin()], cka.iloc[cka["value"].argmax()]
+        of = f"_{run}" if len(runs) > 1 else ""
         question = f"What does fine-tuning leave as it was? ({run}: {last['state_a']} → {last['state_b']}, CKA, {kind})"
         yield Finding(
             question,
             f"least in layer {low['layer']}: {_value(low)}; most in layer {high['layer']}: {high['value']:.3f}",
             "1: nothing changed",
-            {"least_cka": low["value"], "least_cka_layer": low["layer"]},
+            {f"least_cka{of}": low["value"], f"least_cka_layer{of}": low["layer"]},
         )
         cosine, other = (pair[(pair["measure"] == name) & (pair["layer"] == low["layer"])].iloc[0]
                          for name in ("cosine", "cosine_mismatched"))  # fmt: skip
@@ -164,19 +166,20 @@ def _sweep_pruning(run_id: str) -> Iterator[Finding]:
     winner = rows.loc["winner"]
     yield Finding(
         f"What do {len(trials)} trials find at {winner['cost']:.0%} of the cost? (KL from the dense model, test)",
-        _value(winner, "kl", "kl_low", "kl_high"),
-        f"one threshold for all {rows.at['uniform', 'kl']:.3f}, divided exactly {rows.at['divided', 'kl']:.3f}",
+        _value(winner, "kl", "kl_low", "kl_high", ".3g"),
+        f"one threshold for all {rows.at['uniform', 'kl']:.3g}, divided exactly {rows.at['divided', 'kl']:.3g}",
         {"kl": winner["kl"], "cost": winner["cost"]},
     )
 
 
 def _sweep_freezing(run_id: str) -> Iterator[Finding]:
-    rows = _table(run_id, "winner_scores").groupby("name", sort=False)["test"].mean()
+    table = _table(run_id, "winner_scores")
+    rows = table.groupby("name", sort=False)["test"].mean()
     yield Finding(
         "What does the best freeze schedule gain? (test)",
         f"{rows['winner']:.3f}",
         ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in rows.items() if name != "winner"),
-        {"winner": rows["winner"]},
+        {table["score"].iloc[0]: rows["winner"]},
     )
 
 

@@ -62,6 +62,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             metrics[f"test/{score}_minus_{row['other']}{end}"] = row[f"difference{end}"]
     tracker.log_metrics(metrics, studies.finished(study))
     tracker.set_tags({"optuna.best_trial": str(winner.number), "best_run_id": winner.user_attrs[studies.RUN] or ""})
+    drawn = ", importances" if len(found) else ""
     summary = "\n".join(
         [
             f"## Sweep over freeze schedules: {title}",
@@ -81,7 +82,7 @@ def conclude(config: SweepFreezingConfig, space: Space, study: Study, tracker: T
             "### What matters",
             "",
             *importance_lines(found, value_names(config)),
-            "Figures (artifacts, `figures/`): history, parallel_coordinates, importances. Tables: trials, importances, "
+            f"Figures (artifacts, `figures/`): history, parallel_coordinates{drawn}. Tables: trials{drawn}, "
             "winner_scores, paired_differences (parquet).",
         ]
     )

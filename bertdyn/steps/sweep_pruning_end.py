@@ -68,6 +68,7 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
     done = studies.finished(study)
     tracker.log_metrics(metrics | winner_metrics(winner, references), done)
     tracker.set_tags({"optuna.best_trial": str(winner.number), "best_run_id": winner.user_attrs[studies.RUN] or ""})
+    drawn = ", importances" if len(found) else ""
     summary = "\n".join(
         [
             f"## Sweep over pruning thresholds: {label}",
@@ -84,8 +85,8 @@ def conclude(config: SweepPruningConfig, space: Space, study: Study, tracker: Tr
             "### What matters",
             "",
             *importance_lines(found, values),
-            "Figures (artifacts, `figures/`): pareto, history, parallel_coordinates, importances. Tables: trials, "
-            "pareto, references, importances (parquet).",
+            f"Figures (artifacts, `figures/`): pareto, history, parallel_coordinates{drawn}. Tables: trials, "
+            f"pareto, references{drawn} (parquet).",
         ]
     )
     tracker.note(summary)

@@ -93,7 +93,7 @@ def trial_lines(table: pd.DataFrame, study: Study, config) -> list[str]:
 def importance_lines(found: pd.DataFrame, values: Sequence[str]) -> list[str]:
     """The three parameters that decide most, for each value, of the table of importances."""
     if found.empty:
-        return ["Nothing can be said: too few trials were chosen by the sampler.", ""]
+        return ["Nothing can be said: the sampler chose no trials, too few within the budget, or all alike.", ""]
     lines = []
     for name in values:
         of = found[found["value"] == name].nlargest(3, "importance")

@@ -239,6 +239,10 @@ class MLflowTracker(Tracker):
         def send() -> None:
             from PIL import Image
 
+            # MLflow gives every picture a new name: a second one would stand beside the first.
+            there = [item.path for item in self.client.list_artifacts(self.run_id, "images")]
+            if any(path.startswith(f"images/{name}+step+{step}+") and path.endswith(".webp") for path in there):
+                return
             with Image.open(self.folder / "figures" / name / f"{step:03d}.png") as image:
                 self.client.log_image(self.run_id, image, key=name, step=step)
 

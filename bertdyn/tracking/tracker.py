@@ -86,7 +86,7 @@ class Tracker:
 
     def log_frame(self, figure: "Figure", name: str, step: int) -> None:
         """Writes one picture of a film, `figures/<name>/<step>.png`, and closes the figure."""
-        self.publish(self._write_figure(figure, f"{name}/{step:03d}"))
+        self.publish(self._write_figure(figure, f"{name}/{step:03d}", whole=True))  # all of one size
 
     def publish(self, path: str) -> None:
         """Says that `path`, relative to the folder, is complete: a file or a whole directory."""
@@ -192,10 +192,10 @@ class Tracker:
         child.set_tags(tags or {})
         return child
 
-    def _write_figure(self, figure: "Figure", name: str) -> str:
+    def _write_figure(self, figure: "Figure", name: str, whole: bool = False) -> str:
         path = f"figures/{name}.png"
         with replacing(self.folder / path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+            figure.savefig(temporary, format="png", dpi=120, bbox_inches=None if whole else "tight")
         # Only pyplot keeps figures alive; where nobody imported it, there is nothing to close.
         if pyplot := sys.modules.get("matplotlib.pyplot"):
             pyplot.close(figure)

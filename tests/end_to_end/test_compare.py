@@ -92,6 +92,7 @@ def test_the_run_in_mlflow(source, compared):
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "compare-synthetic-bert-s0"
     assert f"run id   {run.info.run_id}" in out
+    assert f"-e probe --env-manager local -P source_run_id={source.ids[0]} -P compare_run_id={run.info.run_id}" in out
     tags = run.data.tags
     assert tags["bertdyn.stage"] == "compare"
     assert tags["bertdyn.source_run_id"] == source.ids[0]

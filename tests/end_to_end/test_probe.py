@@ -69,6 +69,7 @@ def test_the_run_in_mlflow(source, probed):
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "probe-synthetic-minilm-s0"
     assert f"run id   {run.info.run_id}" in out
+    assert "go on" not in out  # without texts of train there is nothing to train dictionaries on
     tags = run.data.tags
     assert tags["bertdyn.stage"] == "probe"
     assert tags["bertdyn.source_run_id"] == source.extracted.info.run_id
@@ -216,6 +217,7 @@ def test_span_probes(questions, command):
     run = questions.newest()
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.note.content"] in out
+    assert f"go on    mlflow run . -e sae --env-manager local -P source_run_id={extracted}" in out
     found = table(run)
     assert set(found["target"]) == {"span"}
     assert {"none", "majority", "random_init"} <= set(found["baseline"])

@@ -260,7 +260,7 @@ def test_pruning_by_mlflow_run(tuned, tmp_path):
     ended = subprocess.run(command, env=workplace.environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr
     parent = sweep.check("sweep-pruning", 14)
-    assert parent.info.run_name.endswith("-sweep-pruning")
+    assert parent.info.run_name.startswith("sweep-pruning-")
     folder = artifacts(parent)
     table = pd.read_parquet(folder / "trials.parquet")
     assert list(table["number"]) == list(range(14))

@@ -30,6 +30,7 @@ def test_every_command_is_a_documented_function(name):
 
 def test_every_name_is_there_and_what_is_not_is_said():
     assert set(COMMANDS) <= set(dir(steps))
+    assert set(steps.__all__) == set(steps._WHERE)
     assert all(hasattr(steps, name) for name in steps.__all__)
     with pytest.raises(AttributeError, match=r"module 'bertdyn.steps' has no attribute 'finetune'"):
         steps.finetune  # noqa: B018

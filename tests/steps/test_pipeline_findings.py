@@ -19,6 +19,39 @@ def test_a_missing_table_leaves_its_lines_out(tmp_path):
     assert found[1:] == ("0.900 (0.800 – 0.950)", "TF-IDF 0.700", {"accuracy": 0.9})
 
 
+def test_each_of_several_runs_has_its_own_numbers(tmp_path):
+    rows = [
+        (run, "states", "content", "pretrained", "best", 1, measure, value, value, value)
+        for run, value in (("imdb", 0.1), ("news", 0.9))
+        for measure in ("cka", "cosine", "cosine_mismatched")
+    ]
+    names = ["run", "kind", "rows", "state_a", "state_b", "layer", "measure", "value", "low", "high"]
+    pd.DataFrame(rows, columns=names).to_parquet(tmp_path / "similarity.parquet")
+    values = [found.values for found in findings_of("compare", str(tmp_path)) if found.values]
+    assert values == [
+        {"least_cka_imdb": 0.1, "least_cka_layer_imdb": 1},
+        {"least_cka_news": 0.9, "least_cka_layer_news": 1},
+    ]
+
+
+def test_what_a_schedule_gains_is_named_by_its_score(tmp_path):
+    rows = [("winner", "accuracy", 0.9), ("winner", "accuracy", 0.8), ("unfrozen", "accuracy", 0.7)]
+    pd.DataFrame(rows, columns=["name", "score", "test"]).to_parquet(tmp_path / "winner_scores.parquet")
+    [found] = findings_of("sweep-freezing", str(tmp_path))
+    assert found[1:3] == ("0.850", "unfrozen 0.700")
+    assert found.values == {"accuracy": pytest.approx(0.85)}
+
+
+def test_small_divergences_keep_their_digits(tmp_path):
+    names = ["name", "part", "kl", "kl_low", "kl_high", "cost"]
+    rows = [("winner", 0.00012, 0.0001, 0.0002), ("uniform", 0.00034, 0.0003, 0.0004), ("divided", 0.0001, 0.0, 0.1)]
+    table = pd.DataFrame([(name, "test", *numbers, 0.5) for name, *numbers in rows], columns=names)
+    table.to_parquet(tmp_path / "references.parquet")
+    pd.DataFrame({"number": range(3)}).to_parquet(tmp_path / "trials.parquet")
+    [found] = findings_of("sweep-pruning", str(tmp_path))
+    assert found[1:3] == ("0.00012 (0.0001 – 0.0002)", "one threshold for all 0.00034, divided exactly 0.0001")
+
+
 def away(run_id, path):
     raise InputError("the server is away")
 

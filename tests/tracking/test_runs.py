@@ -100,7 +100,7 @@ def test_what_a_run_holds(client, tmp_path):
         tracker.log_metrics({"loss": 1.0}, step=0)
         tracker.log_dataset(table, "toy", "runs:/somewhere", "d" * 50, "training", "label")
         tracker.log_dataset(table, "toy2", "synthetic", "abc", "test")
-        for step in (0, 2):
+        for step in (0, 2, 2):
             tracker.log_frame(Figure(), "film", step)
         tracker.note("# Report\n" + "x" * 9000)
         with tracker.child("seed-1", {"bertdyn.seed": "1"}) as child:
