@@ -91,8 +91,11 @@ def test_its_note_and_artifacts(finished):
     _, run, _ = finished
     folder = artifacts(run)
     figures = {"training_curves", "dynamics_by_layer", "dynamics_by_component", "null_threshold", "features_pca"}
-    assert {path.stem for path in (folder / "figures").iterdir()} == figures
-    assert all(path.stat().st_size > 5000 for path in (folder / "figures").iterdir())
+    drawn = list((folder / "figures").glob("*.png"))
+    film = sorted((folder / "figures" / "features_pca_by_epoch").iterdir())
+    assert {path.stem for path in drawn} == figures
+    assert [path.name for path in film] == ["000.png", "001.png", "002.png"]
+    assert all(path.stat().st_size > 5000 for path in [*drawn, *film])
     note = run.data.tags["mlflow.note.content"]
     assert note == (folder / "summary.md").read_text()
     metrics = run.data.metrics
