@@ -8,7 +8,16 @@ import pandas as pd
 
 from bertdyn.errors import NoArtifact
 from bertdyn.plots.similarity import main_rows
+from bertdyn.steps.seeds import t_interval
 from bertdyn.tracking.locations import run_folder
+
+BESIDE = {
+    ("pretrained", "none"): "before training",
+    ("none", "tfidf"): "TF-IDF",
+    ("none", "majority"): "most frequent class",
+    ("none", "always_null"): "always 'no answer'",
+}
+"""(state, baseline) of scores → what stands beside a fine-tuned model."""
 
 
 class Finding(NamedTuple):
@@ -24,8 +33,8 @@ class Finding(NamedTuple):
 class Told(NamedTuple):
     """What a report over several steps takes from one of them."""
 
-    findings: Callable[[str], Iterator[Finding]]
-    """From a run's id."""
+    findings: tuple[Callable[[str], Iterator[Finding]], ...]
+    """From a run's id; each says what it can."""
     figures: tuple[str, ...] = ()
     """Patterns of names in its `figures/`: the first that fits one is the figure that stands for it."""
 
@@ -33,8 +42,9 @@ class Told(NamedTuple):
 def findings_of(stage: str, run_id: str) -> list[Finding]:
     """The lines of one run, as far as it made the tables that they are read from."""
     found: list[Finding] = []
-    with suppress(NoArtifact):  # one seed or state, or several: a table is missing, and with it what it would have said
-        found.extend(TOLD[stage].findings(run_id))
+    for findings in TOLD[stage].findings:
+        with suppress(NoArtifact):  # one seed or state, or several: a table is missing, and what it would have said
+            found.extend(findings(run_id))
     return found
 
 
@@ -53,19 +63,27 @@ def _fine_tune(run_id: str) -> Iterator[Finding]:
     scores = _table(run_id, "scores").query("part == 'test'")
     score = "accuracy" if "accuracy" in scores else "f1"
     rows = scores.set_index(["state", "baseline"])
-    words = {
-        ("pretrained", "none"): "before training",
-        ("none", "tfidf"): "TF-IDF",
-        ("none", "majority"): "most frequent class",
-        ("none", "always_null"): "always 'no answer'",
-    }
-    others = [f"{name} {rows.at[key, score]:.3f}" for key, name in words.items() if key in rows.index]
+    others = [f"{name} {rows.at[key, score]:.3f}" for key, name in BESIDE.items() if key in rows.index]
     best = rows.loc[("best", "none")]
     yield Finding(
         f"How good is the fine-tuned model? ({score}, test)",
         _value(best, score, f"{score}_low", f"{score}_high"),
         ", ".join(others),
         {score: best[score]},
+    )
+
+
+def _fine_tune_seeds(run_id: str) -> Iterator[Finding]:
+    table = _table(run_id, "seeds").query("part == 'test'")
+    score = "accuracy" if "accuracy" in table else "f1"
+    means = table.groupby(["state", "baseline"], sort=False)[score].mean()
+    of_best = table[(table["state"] == "best") & (table["baseline"] == "none")][score].to_numpy()
+    low, high = t_interval(of_best)
+    yield Finding(
+        f"How good are the fine-tuned models? ({score}, test, mean over {len(of_best)} seeds)",
+        f"{of_best.mean():.3f} ({low:.3f} – {high:.3f})",
+        ", ".join(f"{name} {means[key]:.3f}" for key, name in BESIDE.items() if key in means.index),
+        {score: float(of_best.mean())},
     )
 
 
@@ -160,6 +178,22 @@ def _prune(run_id: str) -> Iterator[Finding]:
     )
 
 
+def _prune_seeds(run_id: str) -> Iterator[Finding]:
+    table = _table(run_id, "seeds").query("part == 'test'")
+    score = "accuracy" if "accuracy" in table else "f1"
+    before = table[(table["model"] == "dense") & (table["stage"] == "surgery")][score].mean()
+    last = table.groupby(["seed", "model"], sort=False).tail(1)
+    means = last.groupby("model", sort=False)[score].mean()
+    others = [f"unpruned {before:.3f}"]
+    others += [f"{name} units {means[name]:.3f}" for name in ("random", "magnitude") if name in means.index]
+    yield Finding(
+        f"What does the pruned model lose? ({score}, test, mean over {table['seed'].nunique()} seeds)",
+        f"{means['pruned']:.3f}",
+        ", ".join(others),
+        {score: means["pruned"]},
+    )
+
+
 def _sweep_pruning(run_id: str) -> Iterator[Finding]:
     rows = _table(run_id, "references").query("part == 'test'").set_index("name")
     trials = _table(run_id, "trials")
@@ -183,17 +217,13 @@ def _sweep_freezing(run_id: str) -> Iterator[Finding]:
     )
 
 
-def _nothing(run_id: str) -> Iterator[Finding]:
-    yield from ()
-
-
 TOLD = {
-    "fine-tune": Told(_fine_tune, ("dynamics_by_layer",)),
-    "extract": Told(_nothing),
-    "compare": Told(_compare, ("similarity_by_layer", "similarity_over_runs")),
-    "probe": Told(_probe, ("*_by_layer",)),
-    "sae": Told(_sae, ("fates", "densities")),
-    "prune": Told(_prune, ("architecture",)),
-    "sweep-pruning": Told(_sweep_pruning, ("pareto",)),
-    "sweep-freezing": Told(_sweep_freezing, ("history",)),
+    "fine-tune": Told((_fine_tune, _fine_tune_seeds), ("dynamics_by_layer",)),
+    "extract": Told(()),
+    "compare": Told((_compare,), ("similarity_by_layer", "similarity_over_runs")),
+    "probe": Told((_probe,), ("*_by_layer",)),
+    "sae": Told((_sae,), ("fates", "densities")),
+    "prune": Told((_prune, _prune_seeds), ("architecture",)),
+    "sweep-pruning": Told((_sweep_pruning,), ("pareto",)),
+    "sweep-freezing": Told((_sweep_freezing,), ("history",)),
 }

@@ -19,6 +19,29 @@ def test_a_missing_table_leaves_its_lines_out(tmp_path):
     assert found[1:] == ("0.900 (0.800 – 0.950)", "TF-IDF 0.700", {"accuracy": 0.9})
 
 
+def test_several_seeds_are_told_by_their_mean(tmp_path):
+    rows = [("test", "best", "none", 0.9 + 0.01 * seed, seed) for seed in (0, 1, 2)]
+    rows += [("test", "none", "tfidf", 0.7, seed) for seed in (0, 1, 2)]
+    table = pd.DataFrame(rows, columns=["part", "state", "baseline", "accuracy", "seed"])
+    table.to_parquet(tmp_path / "seeds.parquet")
+    [found] = findings_of("fine-tune", str(tmp_path))
+    assert found[1:] == ("0.910 (0.885 – 0.935)", "TF-IDF 0.700", {"accuracy": pytest.approx(0.91)})
+    assert "mean over 3 seeds" in found.question
+
+
+def test_prunings_of_several_seeds_are_told_by_their_last_scores(tmp_path):
+    scores = {("dense", "surgery"): 0.9, ("pruned", "surgery"): 0.1, ("pruned", "recovery"): 0.8,
+              ("random", "surgery"): 0.2, ("random", "recovery"): 0.6}  # fmt: skip
+    rows = [
+        ("test", model, stage, score + 0.1 * seed, seed) for seed in (0, 1) for (model, stage), score in scores.items()
+    ]
+    table = pd.DataFrame(rows, columns=["part", "model", "stage", "accuracy", "seed"])
+    table.to_parquet(tmp_path / "seeds.parquet")
+    [found] = findings_of("prune", str(tmp_path))
+    assert found[1:] == ("0.850", "unpruned 0.950, random units 0.650", {"accuracy": pytest.approx(0.85)})
+    assert "mean over 2 seeds" in found.question
+
+
 def test_each_of_several_runs_has_its_own_numbers(tmp_path):
     rows = [
         (run, "states", "content", "pretrained", "best", 1, measure, value, value, value)
